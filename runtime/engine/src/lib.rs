@@ -1,0 +1,1 @@
+//! The container engine that the host and the guest agent share.

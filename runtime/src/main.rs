@@ -1,0 +1,2 @@
+//! The `rt` command.
+fn main() {}

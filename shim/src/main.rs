@@ -1,0 +1,2 @@
+//! `containerd-shim-rt-v2`, not yet a shim: it only says so.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the host and the guest agent say to each other.

@@ -1,0 +1,1 @@
+//! A small KVM virtual machine monitor; it knows nothing of OCI.
