@@ -1,0 +1,284 @@
+//! The guest's RAM: host memory that the guest may read and write at will.
+//!
+//! It is aligned to 2 MiB on the host and advised for huge pages, so that one nested page fault
+//! fills 2 MiB. It is mapped without reservation: a guest costs what it touches, not its size.
+//! Nothing in RAM can be trusted; whoever reads it copies first and checks the copy.
+
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+
+use crate::layout;
+
+/// The guest's RAM as the devices see it. It has no dirty bitmap.
+pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
+
+/// The size of a huge page on x86-64, and the granularity of a guest's memory.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// A guest's memory size in bytes: a multiple of 2 MiB between [`MemorySize::MIN`] and
+/// [`MemorySize::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// The least that a guest can be given; a Linux kernel wants more.
+    pub const MIN: u64 = 16 << 20;
+    /// The most that a guest can be given, so that every address fits 40 bits.
+    pub const MAX: u64 = 512 << 30;
+
+    /// A guest memory of `bytes`, rounded up to a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// A size outside the limits.
+    pub fn from_bytes(bytes: u64) -> Result<Self, MemoryError> {
+        if !(Self::MIN..=Self::MAX).contains(&bytes) {
+            return Err(MemoryError::Size { bytes });
+        }
+        Ok(Self(bytes.next_multiple_of(HUGE_PAGE)))
+    }
+
+    /// A guest memory of `mib` MiB.
+    ///
+    /// # Errors
+    /// As [`MemorySize::from_bytes`].
+    pub fn from_mib(mib: u64) -> Result<Self, MemoryError> {
+        Self::from_bytes(mib.saturating_mul(1 << 20))
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// The ranges of guest physical addresses that RAM fills: start and length, in order.
+    pub fn ranges(self) -> Vec<(GuestAddress, u64)> {
+        let low = self.0.min(layout::MMIO_GAP_START);
+        let mut ranges = vec![(GuestAddress(0), low)];
+        if self.0 > low {
+            ranges.push((GuestAddress(layout::MMIO_GAP_END), self.0 - low));
+        }
+        ranges
+    }
+}
+
+/// Why guest memory could not be had.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The size is outside the limits.
+    #[error(
+        "guest memory of {bytes} bytes: give it between {} and {} bytes",
+        MemorySize::MIN,
+        MemorySize::MAX
+    )]
+    Size {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// The host gave no address space.
+    #[error(
+        "mapping {bytes} bytes of guest memory (see RLIMIT_AS and /proc/sys/vm/overcommit_memory)"
+    )]
+    Map {
+        /// The length of the mapping.
+        bytes: u64,
+        /// What mmap said.
+        #[source]
+        source: io::Error,
+    },
+    /// The mappings do not make an address space; a fault of the layout.
+    #[error("arranging the guest memory's regions")]
+    Regions(#[source] vm_memory::GuestRegionCollectionError),
+}
+
+/// Guest RAM of one machine and its mappings on the host.
+///
+/// Dropping it gives the pages back to the host. The address range itself stays mapped for the life
+/// of the process, because a clone of the [`GuestRam`] in a device may still point to it.
+#[derive(Debug)]
+pub struct Memory {
+    ram: Arc<GuestRam>,
+    mappings: Vec<HostMapping>,
+    size: MemorySize,
+}
+
+/// One mapping of anonymous host memory, aligned to 2 MiB and never unmapped.
+#[derive(Debug, Clone, Copy)]
+struct HostMapping {
+    address: *mut u8,
+    length: usize,
+}
+
+// SAFETY: the pointer names memory that is mapped for the life of the process; it is only handed to
+// KVM and madvise, never dereferenced here.
+unsafe impl Send for HostMapping {}
+// SAFETY: as for Send; there is no interior state.
+unsafe impl Sync for HostMapping {}
+
+/// A part of guest RAM as KVM's memory slots want it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub guest: u64,
+    pub host: u64,
+    pub length: u64,
+}
+
+impl Memory {
+    /// Maps `size` of zeroed guest memory.
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn new(size: MemorySize) -> Result<Self, MemoryError> {
+        let mut mappings = Vec::new();
+        let mut regions = Vec::new();
+        for (start, length) in size.ranges() {
+            let mapping = HostMapping::new(length)?;
+            mappings.push(mapping);
+            regions.push(mapping.region(start, length)?);
+        }
+        let ram = GuestRam::from_regions(regions).map_err(MemoryError::Regions)?;
+        Ok(Self {
+            ram: Arc::new(ram),
+            mappings,
+            size,
+        })
+    }
+
+    /// The RAM, to be shared with devices.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// How much RAM there is.
+    pub fn size(&self) -> MemorySize {
+        self.size
+    }
+
+    /// The KVM memory slots that make up the RAM.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        let ranges = self.size.ranges().into_iter();
+        ranges
+            .zip(&self.mappings)
+            .map(|((guest, length), mapping)| Slot {
+                guest: guest.0,
+                host: mapping.address as u64,
+                length,
+            })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        for mapping in &self.mappings {
+            mapping.advise(libc::MADV_DONTNEED);
+        }
+    }
+}
+
+impl HostMapping {
+    fn new(bytes: u64) -> Result<Self, MemoryError> {
+        let fail = |source| MemoryError::Map { bytes, source };
+        let too_large = || fail(io::Error::from_raw_os_error(libc::ENOMEM));
+        let length = usize::try_from(bytes).map_err(|_| too_large())?;
+        let padded = length
+            .checked_add(HUGE_PAGE as usize)
+            .ok_or_else(too_large)?;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no other.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                padded,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(fail(io::Error::last_os_error()));
+        }
+        let start = start.cast::<u8>();
+        let head = start.align_offset(HUGE_PAGE as usize).min(padded - length);
+        let address = start.wrapping_add(head);
+        let tail = padded - length - head;
+        for (unused, unused_length) in [(start, head), (address.wrapping_add(length), tail)] {
+            if unused_length > 0 {
+                // SAFETY: both parts lie in the mapping made above, outside what is kept.
+                unsafe { libc::munmap(unused.cast(), unused_length) };
+            }
+        }
+        let mapping = Self { address, length };
+        // Both are hints: a host without huge pages or with its own policy still runs the guest.
+        mapping.advise(libc::MADV_HUGEPAGE);
+        mapping.advise(libc::MADV_DONTDUMP);
+        Ok(mapping)
+    }
+
+    fn advise(&self, advice: libc::c_int) {
+        // SAFETY: the range is a mapping of our own. Of the advices given, only MADV_DONTNEED
+        // changes content, to zeros, which is a value that guest memory may hold at any time.
+        unsafe { libc::madvise(self.address.cast(), self.length, advice) };
+    }
+
+    fn region(&self, start: GuestAddress, bytes: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
+        // SAFETY: the range is mapped readable and writable with these flags and is never unmapped.
+        let region = unsafe {
+            MmapRegion::build_raw(
+                self.address,
+                self.length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            )
+        }
+        .map_err(|source| MemoryError::Map {
+            bytes,
+            source: io::Error::other(source),
+        })?;
+        GuestRegionMmap::new(region, start).ok_or(MemoryError::Regions(
+            vm_memory::GuestRegionCollectionError::MemoryRegionOverlap,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemory};
+
+    #[test]
+    fn ram_is_aligned_to_huge_pages_and_zeroed() {
+        let memory = Memory::new(MemorySize::from_mib(32).unwrap()).unwrap();
+        for slot in memory.slots() {
+            assert_eq!(slot.host % HUGE_PAGE, 0);
+        }
+        let value: u64 = memory.ram().read_obj(GuestAddress(31 << 20)).unwrap();
+        assert_eq!(value, 0);
+    }
+
+    #[test]
+    fn more_than_the_gap_allows_continues_above_4_gib() {
+        let size = MemorySize::from_mib(4096).unwrap();
+        let memory = Memory::new(size).unwrap();
+        let total: u64 = memory.slots().map(|s| s.length).sum();
+        assert_eq!(total, size.bytes());
+        let ram = memory.ram();
+        assert!(ram.address_in_range(GuestAddress(layout::MMIO_GAP_START - 1)));
+        assert!(!ram.address_in_range(GuestAddress(layout::VIRTIO_MMIO_BASE)));
+        assert!(!ram.address_in_range(GuestAddress(layout::MMIO_GAP_END - 1)));
+        ram.write_obj(7u8, GuestAddress(layout::MMIO_GAP_END + (1 << 30) - 1))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_size_is_rounded_up_and_kept_within_limits() {
+        let size = MemorySize::from_bytes((64 << 20) + 1).unwrap();
+        assert_eq!(size.bytes(), 66 << 20);
+        for bytes in [0, MemorySize::MIN - 1, MemorySize::MAX + 1, u64::MAX] {
+            assert!(MemorySize::from_bytes(bytes).is_err(), "{bytes}");
+        }
+        assert!(MemorySize::from_mib(u64::MAX).is_err());
+    }
+}
