@@ -1,0 +1,270 @@
+//! The messages of the agent's methods, as protobuf. A tag, once released, keeps its meaning.
+
+/// The agent is up and listens. It sends this once, in a request frame to the host's RPC port, and gets no
+/// answer; it keeps the connection open as long as it lives.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    /// The agent's [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
+    #[prost(uint32, tag = "1")]
+    pub protocol_version: u32,
+    /// The agent's own version, for people.
+    #[prost(string, tag = "2")]
+    pub agent_version: String,
+    /// The guest kernel's release, as `uname -r` prints it.
+    #[prost(string, tag = "3")]
+    pub kernel_release: String,
+    /// Nanoseconds from the guest kernel's start to this message, by the guest's clock.
+    #[prost(uint64, tag = "4")]
+    pub uptime_nanos: u64,
+}
+
+/// Nothing.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Empty {}
+
+/// Names a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+/// Names a process.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The process's id from [`ExecRequest::exec_id`]; empty for the container's init.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+}
+
+/// Creates a container from a spec that the host has rewritten for the guest: the root's path and the
+/// sources of bind mounts lie under [`SHARES_DIR`](crate::SHARES_DIR).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateContainerRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The spec: the text of a config.json.
+    #[prost(string, tag = "2")]
+    pub spec_json: String,
+    /// Where the init process's stdio goes.
+    #[prost(message, optional, tag = "3")]
+    pub stdio: Option<Stdio>,
+    /// Tags of virtio-fs shares that must be mounted for it, each at `SHARES_DIR/<tag>`; those that are
+    /// mounted already stay.
+    #[prost(string, repeated, tag = "4")]
+    pub shares: Vec<String>,
+}
+
+/// Starts a process in a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The process's id, chosen by the host; not empty, and unused in this container.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    /// The text of the spec's `process` object.
+    #[prost(string, tag = "3")]
+    pub process_json: String,
+    /// Where the process's stdio goes.
+    #[prost(message, optional, tag = "4")]
+    pub stdio: Option<Stdio>,
+    /// A cgroup below the container's, relative to it; empty for the container's own.
+    #[prost(string, tag = "5")]
+    pub sub_cgroup: String,
+    /// Whether to start the process in a paused container too (it then waits for the resume).
+    #[prost(bool, tag = "6")]
+    pub ignore_paused: bool,
+}
+
+/// Where a process's stdio goes: to a terminal, or to up to three streams. The tokens are those of the
+/// [`StdioHeader`](crate::StdioHeader); 0 is `/dev/null`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stdio {
+    /// The terminal; the three tokens must then be 0.
+    #[prost(message, optional, tag = "1")]
+    pub console: Option<Console>,
+    /// The stream whose bytes the process reads.
+    #[prost(fixed64, tag = "2")]
+    pub stdin: u64,
+    /// The stream that gets the process's standard output.
+    #[prost(fixed64, tag = "3")]
+    pub stdout: u64,
+    /// The stream that gets the process's standard error.
+    #[prost(fixed64, tag = "4")]
+    pub stderr: u64,
+}
+
+/// A pseudo-terminal, made by the agent. Needs `terminal: true` in the process's spec.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Console {
+    /// The stream of both directions; not 0.
+    #[prost(fixed64, tag = "1")]
+    pub token: u64,
+    /// The size at the start; absent or 0 by 0 leaves the kernel's default.
+    #[prost(message, optional, tag = "2")]
+    pub size: Option<ConsoleSize>,
+}
+
+/// The size of a terminal, in characters. Values above 65,535 are refused.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ConsoleSize {
+    /// Characters a line.
+    #[prost(uint32, tag = "1")]
+    pub columns: u32,
+    /// Lines.
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+}
+
+/// A process exists.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ProcessStarted {
+    /// Its pid in the guest. The host only shows it: it means nothing there.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+}
+
+/// Sends a signal.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SignalRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The process's id from [`ExecRequest::exec_id`]; empty for the container's init.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    /// The signal's number on x86-64 Linux.
+    #[prost(uint32, tag = "3")]
+    pub signal: u32,
+    /// Whether every process of the container gets it; `exec_id` must then be empty.
+    #[prost(bool, tag = "4")]
+    pub all: bool,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct WaitResponse {
+    /// The end. An answer without it is malformed.
+    #[prost(oneof = "Outcome", tags = "1, 2")]
+    pub outcome: Option<Outcome>,
+}
+
+/// One of the two ways to end.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Oneof)]
+pub enum Outcome {
+    /// It exited with this code, 0 to 255.
+    #[prost(uint32, tag = "1")]
+    Exited(u32),
+    /// This signal killed it.
+    #[prost(uint32, tag = "2")]
+    Signaled(u32),
+}
+
+impl WaitResponse {
+    /// The end as the status of a shell: the code, or 128 and the signal. `None` if the answer is
+    /// malformed: without an end, or with numbers that no process can have.
+    #[must_use]
+    pub fn shell_status(&self) -> Option<u8> {
+        match self.outcome? {
+            Outcome::Exited(code) => u8::try_from(code).ok(),
+            Outcome::Signaled(signal @ 1..=64) => u8::try_from(128 + signal).ok(),
+            Outcome::Signaled(_) => None,
+        }
+    }
+}
+
+/// Sets a terminal's size.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResizeTerminalRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The process's id from [`ExecRequest::exec_id`]; empty for the container's init.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    /// The new size.
+    #[prost(message, optional, tag = "3")]
+    pub size: Option<ConsoleSize>,
+}
+
+/// The processes of a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessesResponse {
+    /// One entry for each, by rising pid.
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<Process>,
+}
+
+/// One process, with what `ps -ef` shows.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Process {
+    /// The pid in the guest.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// The parent's pid in the guest.
+    #[prost(uint32, tag = "2")]
+    pub parent: u32,
+    /// The real user id.
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    /// Milliseconds of CPU time used, in user and kernel mode.
+    #[prost(uint64, tag = "4")]
+    pub cpu_millis: u64,
+    /// When it started, in milliseconds since 1970 by the guest's clock.
+    #[prost(uint64, tag = "5")]
+    pub started_millis: u64,
+    /// Its arguments, joined by spaces; its name in brackets if it has none.
+    #[prost(string, tag = "6")]
+    pub command: String,
+}
+
+/// The resource use of a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StatsResponse {
+    /// The container engine's statistics, as JSON.
+    #[prost(string, tag = "1")]
+    pub stats_json: String,
+}
+
+/// Changes resource limits.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdateRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The text of the spec's `linux.resources` object.
+    #[prost(string, tag = "2")]
+    pub resources_json: String,
+}
+
+/// The state of a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StateResponse {
+    /// `created`, `running`, `paused` or `stopped`.
+    #[prost(string, tag = "1")]
+    pub status: String,
+    /// The init process's pid in the guest; 0 when it has ended.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+}
+
+/// Removes a container or the record of a process.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The ended process whose record is to go; empty for the container and all of its.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    /// Whether a container that still runs is killed first.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}

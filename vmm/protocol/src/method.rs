@@ -1,0 +1,69 @@
+//! The agent's methods: each name with the types of its request and response.
+
+use crate::message::*;
+
+/// The name of the agent's service in [`envelope::Request::service`](crate::envelope::Request::service).
+pub const SERVICE: &str = "rt.agent.v1.Agent";
+
+/// The name of the service that the agent addresses its [`Hello`] to, on the host.
+pub const HOST_SERVICE: &str = "rt.agent.v1.Host";
+
+/// The name of the only call to [`HOST_SERVICE`]. It has no response.
+pub const HELLO: &str = "Hello";
+
+/// One method of the agent.
+pub trait Method {
+    /// The name on the wire.
+    const NAME: &'static str;
+    /// What the host sends.
+    type Request: prost::Message + Default;
+    /// What the agent answers.
+    type Response: prost::Message + Default;
+}
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident: $request:ty => $response:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $name {}
+
+        impl Method for $name {
+            const NAME: &'static str = stringify!($name);
+            type Request = $request;
+            type Response = $response;
+        }
+    )*};
+}
+
+methods! {
+    /// Creates a container; its init process waits for [`StartContainer`].
+    CreateContainer: CreateContainerRequest => ProcessStarted;
+    /// Lets the init process of a created container run the workload.
+    StartContainer: ContainerRequest => Empty;
+    /// Starts a further process in a running container.
+    Exec: ExecRequest => ProcessStarted;
+    /// Sends a signal to a process, or to all of a container.
+    Signal: SignalRequest => Empty;
+    /// Answers when a process has ended and what it wrote has been passed on. May be called before and
+    /// after the end, and several times.
+    Wait: ProcessRequest => WaitResponse;
+    /// Sets the size of a process's terminal.
+    ResizeTerminal: ResizeTerminalRequest => Empty;
+    /// Lists the processes of a container.
+    Processes: ContainerRequest => ProcessesResponse;
+    /// Reads the resource use of a container.
+    Stats: ContainerRequest => StatsResponse;
+    /// Freezes all processes of a container.
+    Pause: ContainerRequest => Empty;
+    /// Thaws a paused container.
+    Resume: ContainerRequest => Empty;
+    /// Changes the resource limits of a container.
+    Update: UpdateRequest => Empty;
+    /// Tells the state of a container.
+    State: ContainerRequest => StateResponse;
+    /// Removes a stopped container, or the record of an ended process of [`Exec`].
+    Delete: DeleteRequest => Empty;
+    /// Powers the VM off. The agent answers, and does it when the host closes this connection, so that the
+    /// answer arrives.
+    Shutdown: Empty => Empty;
+}
