@@ -1,1 +1,40 @@
-//! Shared pieces of the behaviour tests.
+//! What the behaviour tests are written with: a fixture that runs the real
+//! `rt` on real bundles under one isolation model, and looks at what is left.
+//!
+//! Nothing here knows how `rt` works inside; it is used as any client uses it.
+
+mod bundle;
+mod fixture;
+mod pseudoterminal;
+pub mod snapshot;
+
+pub use bundle::Bundle;
+pub use fixture::{Fixture, Model, Outcome, wait_with_limit};
+pub use pseudoterminal::Pseudoterminal;
+
+/// What a claim returns: nothing, or the reason why it does not hold.
+pub type Claim = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Fails the claim with a formatted reason unless the condition holds.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($reason:tt)+) => {
+        if !$condition {
+            return Err(format!($($reason)+).into());
+        }
+    };
+}
+
+/// Fails the claim, showing both values, unless they are equal.
+#[macro_export]
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr, $($what:tt)+) => {{
+        let (left, right) = (&$left, &$right);
+        if left != right {
+            return Err(format!(
+                "{}: found {:?}, expected {:?}",
+                format!($($what)+), left, right
+            ).into());
+        }
+    }};
+}

@@ -1,0 +1,127 @@
+//! The behaviour of `rt`: each claim is written once and holds in every
+//! isolation model that this machine can run.
+//!
+//! A model that cannot run here is said in one line and its claims are counted
+//! as ignored. `RT` names the binary under test; by default it is the one built
+//! beside this test. `RT_MODELS` (comma-separated) limits the models.
+
+mod bad_input;
+mod exec;
+mod filesystem;
+mod hooks;
+mod identity;
+mod leftovers;
+mod lifecycle;
+mod microvm_failures;
+mod process;
+mod restrictions;
+mod stdio;
+mod terminal;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use integration::{Claim, Fixture, Model};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A claim: its name, and the function that fails when it does not hold.
+type Entry = (&'static str, fn(&Fixture) -> Claim);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two processors do not run two virtual machines faster than one.
+    arguments.test_threads.get_or_insert(2);
+    let rt = match binary_under_test() {
+        Ok(rt) => rt,
+        Err(reason) => {
+            eprintln!("{reason}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let models =
+        [Model::Container, Model::Microvm].map(|model| (model, reason_not_to_run(&rt, model)));
+    if !arguments.list {
+        for (model, reason) in &models {
+            if let Some(reason) = reason {
+                println!("skipped: every {} claim: {reason}", model.name());
+            }
+        }
+    }
+    let mut trials = Vec::new();
+    for (model, reason) in &models {
+        let both = [
+            process::CLAIMS,
+            stdio::CLAIMS,
+            identity::CLAIMS,
+            filesystem::CLAIMS,
+            restrictions::CLAIMS,
+            hooks::CLAIMS,
+            lifecycle::CLAIMS,
+            exec::CLAIMS,
+            terminal::CLAIMS,
+            bad_input::CLAIMS,
+            leftovers::CLAIMS,
+        ];
+        let only = if *model == Model::Microvm {
+            microvm_failures::CLAIMS
+        } else {
+            &[]
+        };
+        for (name, claim) in both.into_iter().flatten().chain(only) {
+            trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(reason.is_some()));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(rt: &Path, model: Model, name: &str, claim: fn(&Fixture) -> Claim) -> Trial {
+    let rt = rt.to_owned();
+    Trial::test(format!("{}::{name}", model.name()), move || {
+        let fixture = Fixture::new(model, &rt).map_err(|error| Failed::from(error.to_string()))?;
+        claim(&fixture).map_err(|reason| Failed::from(reason.to_string()))
+    })
+}
+
+fn binary_under_test() -> Result<PathBuf, String> {
+    if let Some(path) = env::var_os("RT") {
+        return Ok(path.into());
+    }
+    let own =
+        env::current_exe().map_err(|error| format!("cannot find this test's own path: {error}"))?;
+    let beside = own.ancestors().nth(2).map(|dir| dir.join("rt"));
+    beside
+        .filter(|path| path.exists())
+        .ok_or_else(|| "the binary `rt` is not built: run `make test`, or name it in RT".to_owned())
+}
+
+/// Asks `rt doctor`, which tries it out, whether this machine can run the model.
+fn reason_not_to_run(rt: &Path, model: Model) -> Option<String> {
+    if let Ok(models) = env::var("RT_MODELS")
+        && !models.split(',').any(|name| name == model.name())
+    {
+        return Some("not among RT_MODELS".to_owned());
+    }
+    let report = Command::new(rt).args(["doctor", "--json"]).output();
+    let report =
+        match report.map(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout)) {
+            Ok(Ok(report)) => report,
+            // A broken doctor must not hide every test: let them run and fail.
+            _ => return None,
+        };
+    let part = &report[model.name()];
+    if part["usable"] != false {
+        return None;
+    }
+    let failed = part["checks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|check| check["status"] == "fail");
+    Some(
+        failed
+            .and_then(|check| check["message"].as_str())
+            .unwrap_or("rt doctor says no")
+            .to_owned(),
+    )
+}

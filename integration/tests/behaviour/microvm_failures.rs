@@ -1,0 +1,124 @@
+//! What can go wrong only with a virtual machine: each is an error of `rt run`
+//! that names the cause, and nothing stays behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use integration::{Claim, Fixture, ensure, ensure_eq};
+use serde_json::{Value, json};
+
+use crate::Entry;
+
+pub const CLAIMS: &[Entry] = &[
+    (
+        "missing_kernel_names_both_remedies",
+        missing_kernel_names_both_remedies,
+    ),
+    ("truncated_kernel_is_named", truncated_kernel_is_named),
+    (
+        "kernel_that_is_no_kernel_is_named",
+        kernel_that_is_no_kernel_is_named,
+    ),
+    (
+        "kernel_that_panics_is_explained",
+        kernel_that_panics_is_explained,
+    ),
+    ("vm_section_sets_the_size", vm_section_sets_the_size),
+];
+
+fn refused(fixture: &Fixture, vm: Value, named: &[&str]) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["vm"] = vm;
+    let outcome = fixture.run(&bundle)?;
+    ensure_eq!(outcome.code(), 1, "exit code; {:?}", outcome.stderr);
+    for word in named {
+        ensure!(
+            outcome.stderr.contains(word),
+            "{word:?} is not named: {:?}",
+            outcome.stderr
+        );
+    }
+    let left = fs::read_dir(fixture.state_root())
+        .map(Iterator::count)
+        .unwrap_or(0);
+    ensure_eq!(left, 0, "state directories left");
+    Ok(())
+}
+
+fn missing_kernel_names_both_remedies(fixture: &Fixture) -> Claim {
+    let bundle = fixture.bundle()?;
+    bundle.save()?;
+    let empty = fixture.dir().join("no-guests");
+    fs::create_dir(&empty)?;
+    let mut command = fixture.rt(&["run", "--bundle"]);
+    let output = command
+        .arg(bundle.dir())
+        .arg("no-kernel")
+        .env("RT_GUEST_DIR", &empty)
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure_eq!(output.status.code(), Some(1), "exit code; {stderr:?}");
+    ensure!(
+        stderr.contains("make guest") && stderr.contains("rt guest import"),
+        "remedies: {stderr:?}"
+    );
+    Ok(())
+}
+
+fn any_kernel() -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
+    let root = std::env::var("RT_GUEST_DIR").unwrap_or_else(|_| "/var/lib/rt/guests".to_owned());
+    for entry in fs::read_dir(Path::new(&root))?.flatten() {
+        let kernel = entry.path().join("vmlinux");
+        if kernel.exists() {
+            return Ok(kernel);
+        }
+    }
+    Err(format!("no kernel in {root}").into())
+}
+
+fn truncated_kernel_is_named(fixture: &Fixture) -> Claim {
+    let whole = fs::read(any_kernel()?)?;
+    let path = fixture.dir().join("truncated-vmlinux");
+    fs::write(&path, &whole[..whole.len() / 2])?;
+    refused(
+        fixture,
+        json!({"kernel": {"path": path}}),
+        &["truncated-vmlinux"],
+    )
+}
+
+fn kernel_that_is_no_kernel_is_named(fixture: &Fixture) -> Claim {
+    refused(
+        fixture,
+        json!({"kernel": {"path": "/bin/busybox"}}),
+        &["/bin/busybox"],
+    )?;
+    refused(
+        fixture,
+        json!({"kernel": {"path": "/etc/passwd"}}),
+        &["/etc/passwd"],
+    )?;
+    refused(
+        fixture,
+        json!({"kernel": {"path": "/no/such/kernel"}}),
+        &["/no/such/kernel", "vm.kernel.path"],
+    )
+}
+
+fn kernel_that_panics_is_explained(fixture: &Fixture) -> Claim {
+    // A kernel whose init does not exist panics with a message that names it.
+    let vm = json!({"kernel": {"path": any_kernel()?, "parameters": ["rdinit=/no-such-init", "init=/no-such-init"]}});
+    refused(fixture, vm, &["panic"])
+}
+
+fn vm_section_sets_the_size(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["vm"] = json!({"hwConfig": {"vcpus": 2, "memory": 256 << 20}});
+    bundle.script("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo");
+    let outcome = fixture.run(&bundle)?.success()?;
+    let mut lines = outcome.stdout.lines();
+    ensure_eq!(lines.next(), Some("2"), "processors");
+    let kib: u64 = lines.next().unwrap_or_default().parse()?;
+    ensure!((150_000..262_144).contains(&kib), "{kib} KiB of memory");
+    Ok(())
+}
