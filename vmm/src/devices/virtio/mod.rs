@@ -1,0 +1,77 @@
+//! The virtio devices on the MMIO transport: file system, socket and entropy.
+//!
+//! Everything that comes out of guest memory or a device register is hostile. It is parsed once,
+//! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
+//! values; a device that meets nonsense asks the driver for a reset instead of guessing.
+
+use vmm_sys_util::eventfd::EventFd;
+
+mod interrupt;
+pub mod mmio;
+pub mod queue;
+pub mod rng;
+mod worker;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use interrupt::Interrupt;
+pub use mmio::MmioTransport;
+pub use queue::VirtQueue;
+pub use worker::{ThreadHook, ThreadKind, WorkerError};
+
+/// What kind of device the driver finds (virtio 1.2, chapter 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceType {
+    /// Entropy device, section 5.4.
+    Entropy = 4,
+    /// Socket device, section 5.10.
+    Socket = 19,
+    /// File system device, section 5.11.
+    FileSystem = 26,
+}
+
+/// A virtio device behind a transport.
+///
+/// The transport calls it with its own lock held, from the thread of the vCPU that touched a
+/// register. Requests are served elsewhere: by the device's own thread, which waits for
+/// [`VirtioDevice::queue_events`], or in [`VirtioDevice::notify`] where a request is trivial.
+pub trait VirtioDevice: Send {
+    /// What the driver finds in the DeviceID register.
+    fn device_type(&self) -> DeviceType;
+
+    /// The feature bits that the device offers beside `VIRTIO_F_VERSION_1`.
+    fn features(&self) -> u64;
+
+    /// For each queue the most descriptors that it may have: powers of two up to 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// For each queue the event that the driver's notification is to fire, or nothing at all if
+    /// [`VirtioDevice::notify`] serves the queues.
+    fn queue_events(&self) -> &[EventFd];
+
+    /// Fills `data` from the device's configuration space at `offset`. The bytes beyond its end
+    /// keep their value.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Starts to serve `queues`, one for each of [`VirtioDevice::queue_sizes`]; `features` are
+    /// the bits that the driver took.
+    fn activate(&mut self, queues: Vec<VirtQueue>, features: u64);
+
+    /// Serves a queue for which there is no event.
+    fn notify(&mut self, _queue: usize) {}
+
+    /// Stops to serve the queues and forgets what belongs to the driver. When this returns the
+    /// device touches the queues' memory no more.
+    fn reset(&mut self);
+}
+
+/// Copies the part of a configuration space that an access at `offset` covers.
+fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    if let Some(rest) = space.get(start..) {
+        let length = rest.len().min(data.len());
+        data[..length].copy_from_slice(&rest[..length]);
+    }
+}

@@ -1,0 +1,297 @@
+//! The threads that serve queues, and how the rest of the process talks to them.
+//!
+//! A device starts its threads when it is made, before guest code runs, so that each can be
+//! confined first: privileged set-up, then the caller's hook (a seccomp filter), then requests.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::VirtQueue;
+
+/// Enough for the deepest call into the file system server in a debug build.
+const STACK_SIZE: usize = 256 << 10;
+
+/// What a device thread does, and so which system calls it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ThreadKind {
+    /// Serves a shared directory.
+    Fs,
+    /// Moves bytes between the guest's sockets and the host's.
+    Vsock,
+}
+
+type Hook = dyn Fn(ThreadKind) -> io::Result<()> + Send + Sync;
+
+/// Runs on each device thread when its own set-up is done and before it serves anything: the place
+/// to give up privileges and to install the seccomp filter of that kind of thread.
+#[derive(Clone)]
+pub struct ThreadHook(Arc<Hook>);
+
+impl ThreadHook {
+    /// A hook that calls `f`; an error keeps the device from being made.
+    pub fn new(f: impl Fn(ThreadKind) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+
+    /// A hook that does nothing.
+    pub fn none() -> Self {
+        Self::new(|_| Ok(()))
+    }
+}
+
+impl fmt::Debug for ThreadHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ThreadHook")
+    }
+}
+
+/// Why a device thread could not be started.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The host is out of threads, memory or descriptors.
+    #[error("starting the device thread {name}")]
+    Spawn {
+        /// The thread's name.
+        name: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread's own set-up failed.
+    #[error("setting up the device thread {name}")]
+    SetUp {
+        /// The thread's name.
+        name: String,
+        /// What failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller's hook failed.
+    #[error("confining the device thread {name}")]
+    Hook {
+        /// The thread's name.
+        name: String,
+        /// What the hook said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the transport and the owner of a device tell its thread.
+#[derive(Debug)]
+pub(super) enum Control {
+    /// Serve these queues.
+    Activate(Vec<VirtQueue>),
+    /// Drop the queues and all that belongs to the driver, then say so.
+    Reset(SyncSender<()>),
+    /// End the thread.
+    Stop,
+}
+
+/// Messages to a thread that waits for an event.
+pub(super) struct Mailbox<M> {
+    /// `None` once the thread has ended.
+    messages: Mutex<Option<VecDeque<M>>>,
+    event: EventFd,
+}
+
+impl<M> fmt::Debug for Mailbox<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+impl<M> Mailbox<M> {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            messages: Mutex::new(Some(VecDeque::new())),
+            event: new_event()?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<M>>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fires when there are messages.
+    pub(super) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Hands `message` to the thread; gives it back if the thread has ended.
+    pub(super) fn send(&self, message: M) -> Result<(), M> {
+        match self.lock().as_mut() {
+            Some(messages) => messages.push_back(message),
+            None => return Err(message),
+        }
+        if let Err(error) = self.event.write(1) {
+            tracing::error!(%error, "waking a device thread");
+        }
+        Ok(())
+    }
+
+    /// All messages that have come in.
+    pub(super) fn drain(&self) -> VecDeque<M> {
+        // Not ready only means that another drain has taken the messages along.
+        let _ = self.event.read();
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn close(&self) {
+        self.lock().take();
+    }
+}
+
+/// Closes the mailbox when the thread ends, in whatever way, so that nobody waits for it.
+struct CloseOnDrop<M>(Arc<Mailbox<M>>);
+
+impl<M> Drop for CloseOnDrop<M> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A device thread. Dropping it ends the thread and waits for that.
+#[derive(Debug)]
+pub(super) struct Worker<M: From<Control>> {
+    mailbox: Arc<Mailbox<M>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<M: From<Control> + Send + 'static> Worker<M> {
+    /// Starts a thread that runs `set_up`, the hook and then `run` until [`Control::Stop`].
+    /// Returns when set-up and hook have succeeded.
+    pub(super) fn spawn<T: 'static>(
+        kind: ThreadKind,
+        name: &str,
+        hook: &ThreadHook,
+        set_up: impl FnOnce(&Mailbox<M>) -> io::Result<T> + Send + 'static,
+        run: impl FnOnce(T, &Mailbox<M>) + Send + 'static,
+    ) -> Result<Self, WorkerError> {
+        let spawn_error = |source| WorkerError::Spawn {
+            name: name.to_owned(),
+            source,
+        };
+        let mailbox = Arc::new(Mailbox::new().map_err(spawn_error)?);
+        let (ready, outcome) = mpsc::sync_channel(1);
+        let thread = {
+            let (name, hook) = (name.to_owned(), hook.clone());
+            let guard = CloseOnDrop(Arc::clone(&mailbox));
+            thread::Builder::new()
+                .name(name.clone())
+                .stack_size(STACK_SIZE)
+                .spawn(move || {
+                    let prepared = set_up(&guard.0)
+                        .map_err(|source| WorkerError::SetUp {
+                            name: name.clone(),
+                            source,
+                        })
+                        .and_then(|state| match (hook.0)(kind) {
+                            Ok(()) => Ok(state),
+                            Err(source) => Err(WorkerError::Hook { name, source }),
+                        });
+                    match prepared {
+                        Ok(state) => {
+                            // The creator waits for this; if it is gone, Stop follows.
+                            let _ = ready.send(Ok(()));
+                            run(state, &guard.0);
+                        }
+                        Err(error) => {
+                            let _ = ready.send(Err(error));
+                        }
+                    }
+                })
+                .map_err(spawn_error)?
+        };
+        let worker = Self {
+            mailbox,
+            thread: Some(thread),
+        };
+        match outcome.recv() {
+            Ok(result) => result.map(|()| worker),
+            Err(_) => Err(spawn_error(io::Error::other("the thread panicked"))),
+        }
+    }
+
+    /// The way to the thread.
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox<M>> {
+        &self.mailbox
+    }
+
+    /// Hands queues to the thread.
+    pub(super) fn activate(&self, queues: Vec<VirtQueue>) {
+        if self.mailbox.send(Control::Activate(queues).into()).is_err() {
+            tracing::error!("a device thread has ended; its queues are not served");
+        }
+    }
+
+    /// Takes the queues away from the thread and waits until it has let go of them.
+    pub(super) fn reset(&self) {
+        let (done, wait) = mpsc::sync_channel(1);
+        if self.mailbox.send(Control::Reset(done).into()).is_ok() {
+            // An error means that the thread has ended: it holds no queues either.
+            let _ = wait.recv();
+        }
+    }
+}
+
+impl<M: From<Control>> Drop for Worker<M> {
+    fn drop(&mut self) {
+        // An error means that the thread has ended already.
+        let _ = self.mailbox.send(Control::Stop.into());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a device thread panicked");
+        }
+    }
+}
+
+/// A new event that neither blocks nor survives exec.
+pub(super) fn new_event() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_that_fails_keeps_the_thread_from_running() {
+        let hook = ThreadHook::new(|kind| {
+            assert_eq!(kind, ThreadKind::Vsock);
+            Err(io::Error::from_raw_os_error(libc::EPERM))
+        });
+        let error = Worker::<Control>::spawn(
+            ThreadKind::Vsock,
+            "test",
+            &hook,
+            |_| Ok(()),
+            |(), _| panic!("must not run"),
+        )
+        .unwrap_err();
+        assert!(matches!(error, WorkerError::Hook { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_message_to_a_thread_that_ended_comes_back() {
+        let worker = Worker::<Control>::spawn(
+            ThreadKind::Fs,
+            "test",
+            &ThreadHook::none(),
+            |_| Ok(()),
+            |(), _| {},
+        )
+        .unwrap();
+        let mailbox = Arc::clone(worker.mailbox());
+        drop(worker);
+        assert!(mailbox.send(Control::Stop).is_err());
+    }
+}
