@@ -53,7 +53,7 @@ pub struct Status {
     /// What failed.
     #[prost(string, tag = "2")]
     pub message: String,
-    /// More about it; the agent sends at most one [`Causes`].
+    /// More about it; the agent sends at most one [`FailureDetails`].
     #[prost(message, repeated, tag = "3")]
     pub details: Vec<Any>,
 }
@@ -69,16 +69,20 @@ pub struct Any {
     pub value: Vec<u8>,
 }
 
-/// Why something failed, from the nearest cause to the deepest: the host prints the chain as it prints one
+/// What the agent tells of a failure beside its text: the host prints the chain of causes as it prints one
 /// of its own.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Causes {
-    /// One text for each cause.
+pub struct FailureDetails {
+    /// One text for each cause, from the nearest to the deepest.
     #[prost(string, repeated, tag = "1")]
-    pub texts: Vec<String>,
+    pub causes: Vec<String>,
+    /// The exit code with which a runtime ends after this failure, 0 if no particular one: 127 if the
+    /// program is not found, 126 if it cannot be executed.
+    #[prost(uint32, tag = "2")]
+    pub exit_code: u32,
 }
 
-impl Causes {
+impl FailureDetails {
     /// The [`Any::type_url`] of this message.
-    pub const TYPE_URL: &str = "rt.agent.v1.Causes";
+    pub const TYPE_URL: &str = "rt.agent.v1.FailureDetails";
 }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use prost::Message;
 
-use crate::envelope::{Any, Causes, Status};
+use crate::envelope::{Any, FailureDetails, Status};
 
 /// The most causes that are kept of one failure.
 const MAX_CAUSES: usize = 16;
@@ -68,6 +68,7 @@ impl Code {
 pub struct Failure {
     code: Code,
     chain: Chain,
+    exit_code: Option<u8>,
 }
 
 /// One text and its cause.
@@ -115,6 +116,7 @@ impl Failure {
         Self {
             code,
             chain: chain.unwrap_or_else(unknown),
+            exit_code: None,
         }
     }
 
@@ -130,38 +132,52 @@ impl Failure {
             .map(|chain| chain.text.as_str())
     }
 
+    /// The failure with the exit code that a runtime ends with after it.
+    #[must_use]
+    pub fn with_exit_code(mut self, code: u8) -> Self {
+        self.exit_code = Some(code).filter(|&code| code != 0);
+        self
+    }
+
+    /// The exit code that a runtime ends with after this failure, if a particular one: 127 if a program
+    /// was not found, 126 if it could not be executed.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<u8> {
+        self.exit_code
+    }
+
     /// The failure as it is sent.
     #[must_use]
     pub fn to_status(&self) -> Status {
-        let texts: Vec<String> = self.texts().skip(1).map(str::to_owned).collect();
-        let details = if texts.is_empty() {
-            Vec::new()
-        } else {
-            let value = Causes { texts }.encode_to_vec();
-            vec![Any {
-                type_url: Causes::TYPE_URL.to_owned(),
-                value,
-            }]
+        let causes: Vec<String> = self.texts().skip(1).map(str::to_owned).collect();
+        let details = FailureDetails {
+            causes,
+            exit_code: self.exit_code.unwrap_or(0).into(),
+        };
+        let any = Any {
+            type_url: FailureDetails::TYPE_URL.to_owned(),
+            value: details.encode_to_vec(),
         };
         Status {
             code: self.code.to_number(),
             message: self.chain.text.clone(),
-            details,
+            details: vec![any],
         }
     }
 
     /// The failure in a status that a peer sent. Details that cannot be read are left out.
     #[must_use]
     pub fn from_status(status: Status) -> Self {
-        let mut texts = vec![status.message];
-        let causes = status
+        let details = status
             .details
             .iter()
-            .find(|any| any.type_url == Causes::TYPE_URL);
-        if let Some(causes) = causes.and_then(|any| Causes::decode(any.value.as_slice()).ok()) {
-            texts.extend(causes.texts);
-        }
-        Self::from_texts(Code::from_number(status.code), texts)
+            .find(|any| any.type_url == FailureDetails::TYPE_URL)
+            .and_then(|any| FailureDetails::decode(any.value.as_slice()).ok())
+            .unwrap_or_default();
+        let mut texts = vec![status.message];
+        texts.extend(details.causes);
+        let failure = Self::from_texts(Code::from_number(status.code), texts);
+        failure.with_exit_code(u8::try_from(details.exit_code).unwrap_or(0))
     }
 }
 
@@ -214,7 +230,7 @@ mod tests {
         let texts = ["cannot create c1", "cannot mount /proc", "EPERM"]
             .map(String::from)
             .to_vec();
-        let sent = Failure::from_texts(Code::FailedPrecondition, texts);
+        let sent = Failure::from_texts(Code::FailedPrecondition, texts).with_exit_code(127);
         let received = Failure::from_status(sent.to_status());
         assert_eq!(received, sent);
         assert_eq!(received.to_string(), "cannot create c1");
