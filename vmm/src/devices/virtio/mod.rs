@@ -10,6 +10,7 @@ mod interrupt;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 mod worker;
 
 #[cfg(test)]

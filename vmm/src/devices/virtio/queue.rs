@@ -283,7 +283,6 @@ impl VirtQueue {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Driver, READ, WRITE};
-    use super::*;
 
     #[test]
     fn a_chain_is_read_and_written_across_its_buffers() {

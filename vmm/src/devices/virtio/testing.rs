@@ -162,7 +162,8 @@ impl Driver {
         let [_, _, used] = self.addresses(queue);
         let slot = u64::from(index % self.rings[queue].size);
         let raw = self.read(used + 4 + 8 * slot, 8);
-        let number = |range: std::ops::Range<usize>| u32::from_le_bytes(raw[range].try_into().unwrap());
+        let number =
+            |range: std::ops::Range<usize>| u32::from_le_bytes(raw[range].try_into().unwrap());
         (number(0..4), number(4..8))
     }
 

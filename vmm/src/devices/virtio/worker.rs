@@ -109,7 +109,7 @@ impl<M> fmt::Debug for Mailbox<M> {
 }
 
 impl<M> Mailbox<M> {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             messages: Mutex::new(Some(VecDeque::new())),
             event: new_event()?,
