@@ -3,6 +3,20 @@
 //! The host and the caller's configuration are trusted. The guest is not: whatever comes from its
 //! memory, its port and MMIO accesses and its sockets is checked in [`devices`].
 
+mod acpi;
+pub mod boot;
+pub mod config;
+mod cpuid;
 pub mod devices;
+mod exit;
+pub mod kvm;
 pub mod layout;
 pub mod memory;
+mod stats;
+mod vcpu;
+mod vm;
+
+pub use config::VmConfig;
+pub use devices::serial::ConsoleTail;
+pub use exit::VmExit;
+pub use vm::{Error, RunningVm, Timeline, Vm};

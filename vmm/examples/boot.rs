@@ -1,0 +1,62 @@
+//! Boots a kernel with an initramfs and prints what it did: the first tool to see a kernel come up.
+//!
+//! `boot [--linux64|--pvh] [--verbose] [--vcpus N] [--memory MIB] KERNEL [INITRAMFS...] [-- WORDS]`
+
+use std::error::Error;
+use std::io;
+use std::time::Instant;
+
+use vmm::boot::{BootProtocol, Segment};
+use vmm::memory::MemorySize;
+use vmm::{Vm, VmConfig};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut config = VmConfig {
+        vcpus: 1,
+        memory: MemorySize::from_mib(128)?,
+        kernel: Default::default(),
+        protocol: None,
+        initramfs: Vec::new(),
+        command_line: String::new(),
+        console: Box::new(io::stdout()),
+        verbose_console: false,
+        rng: true,
+    };
+    let mut files = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().unwrap_or_default().parse::<u64>();
+        match argument.as_str() {
+            "--linux64" => config.protocol = Some(BootProtocol::Linux64),
+            "--pvh" => config.protocol = Some(BootProtocol::Pvh),
+            "--verbose" => config.verbose_console = true,
+            "--vcpus" => config.vcpus = number()?.try_into()?,
+            "--memory" => config.memory = MemorySize::from_mib(number()?)?,
+            "--" => config.command_line = arguments.by_ref().collect::<Vec<_>>().join(" "),
+            _ => files.push(argument),
+        }
+    }
+    let mut files = files.into_iter();
+    config.kernel = files.next().ok_or("no kernel given")?.into();
+    config.initramfs = files.map(|path| Segment::File(path.into())).collect();
+    println!("command line: {}", config.kernel_command_line());
+
+    let mut vm = Vm::new(config)?.start()?;
+    let exit = vm.wait()?;
+    let ended = Instant::now();
+    let timeline = vm.timeline();
+    println!("\nended: {exit}");
+    if let Some(message) = vm.console().panic_message() {
+        println!("panic: {message}");
+    }
+    println!("load: {:?}", timeline.loaded - timeline.begun);
+    if let Some(entered) = timeline.entered {
+        println!("run: {:?}", ended - entered);
+    }
+    println!(
+        "exits: {:?}, to user space: {}",
+        vm.exits(),
+        vm.user_exits()
+    );
+    Ok(())
+}

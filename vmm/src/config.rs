@@ -1,0 +1,91 @@
+//! What a machine is to be: the caller's choice, complete before anything is opened.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::boot::{BootProtocol, Segment};
+use crate::memory::MemorySize;
+
+/// A machine.
+pub struct VmConfig {
+    /// Number of virtual processors, 1 to 254.
+    pub vcpus: u8,
+    /// The guest's memory.
+    pub memory: MemorySize,
+    /// An uncompressed ELF kernel.
+    pub kernel: PathBuf,
+    /// How to enter it; `None` takes PVH where the kernel has it.
+    pub protocol: Option<BootProtocol>,
+    /// The parts of the initramfs, in order.
+    pub initramfs: Vec<Segment>,
+    /// What is appended to the kernel's default command line.
+    pub command_line: String,
+    /// Where the bytes of the guest's serial console go.
+    pub console: Box<dyn Write + Send>,
+    /// Whether the guest uses the serial console as its terminal and logs all that it does there.
+    /// Otherwise only what is at least as bad as a panic reaches it, which costs almost nothing.
+    pub verbose_console: bool,
+    /// Whether there is an entropy device.
+    pub rng: bool,
+}
+
+impl fmt::Debug for VmConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmConfig")
+            .field("vcpus", &self.vcpus)
+            .field("memory", &self.memory)
+            .field("kernel", &self.kernel)
+            .field("protocol", &self.protocol)
+            .field("command_line", &self.command_line)
+            .field("verbose_console", &self.verbose_console)
+            .field("rng", &self.rng)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The command line that every guest gets: few exits, a fast boot, and no silent death.
+const COMMON: &[&str] = &[
+    // A panic becomes a reset at once, which ends the machine.
+    "panic=-1",
+    "reboot=t",
+    // There is no PCI, no second serial port and no device that needs bounce buffers.
+    "pci=off",
+    "swiotlb=noforce",
+    // Self-tests of the kernel's ciphers are half of a stock kernel's boot.
+    "cryptomgr.notests",
+    "initcall_blacklist=jent_mod_init",
+    "random.trust_cpu=on",
+    "tsc=reliable",
+    "no_timer_check",
+];
+
+/// Only a panic and the like reach the serial port, by the early console: it needs no driver and
+/// no set-up, and it stays.
+const QUIET: &[&str] = &[
+    "quiet",
+    "loglevel=1",
+    "earlycon=uart8250,io,0x3f8",
+    "keep_bootcon",
+    "8250.nr_uarts=0",
+];
+
+/// The serial port is the guest's console.
+const VERBOSE: &[&str] = &[
+    "earlycon=uart8250,io,0x3f8",
+    "console=ttyS0",
+    "8250.nr_uarts=1",
+];
+
+impl VmConfig {
+    /// The kernel's whole command line.
+    pub fn kernel_command_line(&self) -> String {
+        let console = if self.verbose_console { VERBOSE } else { QUIET };
+        let mut words: Vec<&str> = COMMON.iter().chain(console).copied().collect();
+        let extra = self.command_line.trim();
+        if !extra.is_empty() {
+            words.push(extra);
+        }
+        words.join(" ")
+    }
+}

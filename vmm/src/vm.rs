@@ -1,0 +1,428 @@
+//! A machine: built from its configuration, started, waited for, stopped.
+//!
+//! [`Vm`] is a machine whose kernel is in memory and of which no instruction has run;
+//! [`RunningVm`] has a thread for each vCPU. Dropping either takes the machine away.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::Killable;
+
+use crate::acpi::{self, AcpiError};
+use crate::boot::{self, Boot, BootError, Entry};
+use crate::config::VmConfig;
+use crate::cpuid;
+use crate::devices::bus::{Bus, BusDevice, BusError};
+use crate::devices::power::{self, KeyboardReset, PowerRegisters};
+use crate::devices::serial::{ConsoleTail, SerialPort};
+use crate::devices::virtio::{MmioTransport, VirtioDevice, rng::Rng};
+use crate::exit::{ExitLatch, VmExit};
+use crate::kvm::{self, Hypervisor, KvmError};
+use crate::layout;
+use crate::memory::{Memory, MemoryError};
+use crate::stats::VcpuStats;
+use crate::vcpu::{self, Shared, Vcpu};
+
+/// A vCPU thread runs the register side of the devices, which is shallow.
+const VCPU_STACK: usize = 256 << 10;
+
+/// Why a machine cannot be built or started.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest's memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine cannot be described to the guest.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Two devices claim an address.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// No vCPUs, or more than APIC ids reach.
+    #[error("{count} vCPUs: give between 1 and {}", Vm::MAX_VCPUS)]
+    VcpuCount {
+        /// The number asked for.
+        count: u8,
+    },
+    /// More devices than interrupt lines.
+    #[error(
+        "too many virtio devices: there are interrupt lines for {}",
+        layout::VIRTIO_MMIO_MAX
+    )]
+    TooManyDevices,
+    /// The host gave no descriptor, signal or thread.
+    #[error("{action} for the virtual machine")]
+    Host {
+        /// What was to be done.
+        action: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { action, source }
+    }
+}
+
+/// When the steps of a machine's start were done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeline {
+    /// [`Vm::new`] was called.
+    pub begun: Instant,
+    /// The kernel, the initramfs and the tables were in memory.
+    pub loaded: Instant,
+    /// Every thread was there and the boot processor entered the guest.
+    pub entered: Option<Instant>,
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Vm {
+    parts: Parts,
+    vcpus: Vec<VcpuFd>,
+}
+
+/// What a machine owns beside its vCPUs, in the order in which it is taken down.
+#[derive(Debug)]
+struct Parts {
+    shared: Arc<Shared>,
+    serial: Arc<Mutex<SerialPort>>,
+    console: ConsoleTail,
+    stats: Vec<VcpuStats>,
+    begun: Instant,
+    loaded: Instant,
+    entry: Entry,
+    /// The irqfds and ioeventfds belong to it.
+    _vm: VmFd,
+    _memory: Memory,
+}
+
+impl Vm {
+    /// The most vCPUs: eight bits of APIC id, less the broadcast id.
+    pub const MAX_VCPUS: u8 = 254;
+
+    /// Builds the machine and loads its kernel.
+    ///
+    /// # Errors
+    /// KVM, memory or a file cannot be had, or the configuration is not possible.
+    pub fn new(config: VmConfig) -> Result<Self, Error> {
+        let begun = Instant::now();
+        if !(1..=Self::MAX_VCPUS).contains(&config.vcpus) {
+            let count = config.vcpus;
+            return Err(Error::VcpuCount { count });
+        }
+        let hypervisor = Hypervisor::open()?;
+        hypervisor.check_vcpus(config.vcpus)?;
+        let memory = Memory::new(config.memory)?;
+        let vm = hypervisor.create_vm()?;
+        kvm::register_memory(&vm, &memory)?;
+        kvm::create_interrupt_controllers(&vm)?;
+
+        let mut board = Board::new(&vm)?;
+        let console = ConsoleTail::default();
+        let command_line = config.kernel_command_line();
+        let serial = board.add_serial(config.console, console.clone())?;
+        if config.rng {
+            board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
+        }
+
+        let rsdp = acpi::write_tables(
+            memory.ram(),
+            &acpi::Machine {
+                vcpus: config.vcpus,
+                serial: config.verbose_console,
+                devices: &board.described,
+            },
+        )?;
+        let boot = Boot {
+            kernel: &config.kernel,
+            protocol: config.protocol,
+            initramfs: &config.initramfs,
+            command_line: &command_line,
+            rsdp,
+        };
+        let entry = boot::load(&memory, &boot)?;
+        vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
+
+        let shared = board.finish();
+        let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus, entry)?;
+        let stats = vcpus.iter().filter_map(VcpuStats::open).collect();
+        let parts = Parts {
+            shared,
+            serial,
+            console,
+            stats,
+            begun,
+            loaded: Instant::now(),
+            entry,
+            _vm: vm,
+            _memory: memory,
+        };
+        Ok(Self { parts, vcpus })
+    }
+
+    /// How the kernel will be entered.
+    pub fn entry(&self) -> Entry {
+        self.parts.entry
+    }
+
+    /// Starts a thread for each vCPU and lets the guest run.
+    ///
+    /// # Errors
+    /// The host gives no thread; then none is left.
+    pub fn start(self) -> Result<RunningVm, Error> {
+        vcpu::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
+        let mut running = RunningVm {
+            parts: self.parts,
+            threads: Vec::new(),
+        };
+        // The boot processor last: nothing runs before every thread is there.
+        for (index, fd) in self.vcpus.into_iter().enumerate().rev() {
+            let shared = Arc::clone(&running.parts.shared);
+            let vcpu = Vcpu { fd, shared };
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(VCPU_STACK)
+                .spawn(move || vcpu.run())
+                .map_err(Error::host("starting a vCPU thread"))?;
+            running.threads.push(thread);
+        }
+        Ok(running)
+    }
+}
+
+fn create_vcpus(
+    hypervisor: &Hypervisor,
+    vm: &VmFd,
+    count: u8,
+    entry: Entry,
+) -> Result<Vec<VcpuFd>, Error> {
+    let supported = hypervisor.supported_cpuid()?;
+    let tsc_deadline = hypervisor.has_tsc_deadline();
+    let mut vcpus = Vec::with_capacity(count.into());
+    for index in 0..count {
+        let fd = kvm::create_vcpu(vm, index)?;
+        let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
+        fd.set_cpuid2(&cpuid)
+            .map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
+        vcpu::set_up(&fd)?;
+        if index == 0 {
+            vcpu::set_entry(&fd, entry)?;
+        }
+        vcpus.push(fd);
+    }
+    Ok(vcpus)
+}
+
+/// The machine's devices while they are put together.
+struct Board<'a> {
+    vm: &'a VmFd,
+    ports: Bus,
+    mmio: Bus,
+    latch: Arc<ExitLatch>,
+    described: Vec<acpi::MmioDevice>,
+}
+
+impl<'a> Board<'a> {
+    /// A board with the power registers.
+    fn new(vm: &'a VmFd) -> Result<Self, Error> {
+        let latch = ExitLatch::new().map_err(Error::host("making an event"))?;
+        let latch = Arc::new(latch);
+        let mut ports = Bus::new();
+        let registers = PowerRegisters::new(Arc::clone(&latch));
+        let base = layout::POWER_PORT.into();
+        ports.insert("power", base, power::PORTS.into(), share(registers))?;
+        let keyboard = KeyboardReset::new(Arc::clone(&latch));
+        let base = layout::I8042_COMMAND_PORT.into();
+        ports.insert("i8042", base, 1, share(keyboard))?;
+        Ok(Self {
+            vm,
+            ports,
+            mmio: Bus::new(),
+            latch,
+            described: Vec::new(),
+        })
+    }
+
+    fn add_serial(
+        &mut self,
+        sink: Box<dyn io::Write + Send>,
+        tail: ConsoleTail,
+    ) -> Result<Arc<Mutex<SerialPort>>, Error> {
+        let interrupt = self.interrupt(layout::SERIAL_GSI)?;
+        let serial = share(SerialPort::new(interrupt, sink, tail));
+        let base = layout::SERIAL_PORT.into();
+        let device = Arc::clone(&serial);
+        self.ports
+            .insert("serial", base, SerialPort::PORTS, device)?;
+        Ok(serial)
+    }
+
+    /// Puts a virtio device at the next free window. A queue's notification goes by ioeventfd
+    /// straight to who serves the queue; the vCPU does not leave the kernel for it.
+    fn add_virtio(
+        &mut self,
+        name: &'static str,
+        memory: &Memory,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<(), Error> {
+        let index = self.described.len() as u32;
+        if index >= layout::VIRTIO_MMIO_MAX {
+            return Err(Error::TooManyDevices);
+        }
+        let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
+        let gsi = layout::VIRTIO_GSI_BASE + index;
+        let ram = Arc::clone(memory.ram());
+        let transport = MmioTransport::new(ram, device, self.interrupt(gsi)?);
+        let notify = IoEventAddress::Mmio(base + MmioTransport::QUEUE_NOTIFY);
+        for (queue, event) in (0u32..).zip(transport.queue_notify_eventfds()) {
+            self.vm
+                .register_ioevent(event, &notify, queue)
+                .map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
+        }
+        self.mmio
+            .insert(name, base, layout::VIRTIO_MMIO_SIZE, share(transport))?;
+        self.described.push(acpi::MmioDevice {
+            // Every window lies in the 32-bit device gap.
+            base: base as u32,
+            gsi,
+        });
+        Ok(())
+    }
+
+    /// An event that raises the interrupt line `gsi`.
+    fn interrupt(&self, gsi: u32) -> Result<EventFd, Error> {
+        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+            .map_err(Error::host("making an interrupt event"))?;
+        self.vm
+            .register_irqfd(&event, gsi)
+            .map_err(KvmError::ioctl("KVM_IRQFD"))?;
+        Ok(event)
+    }
+
+    fn finish(self) -> Arc<Shared> {
+        Arc::new(Shared {
+            ports: self.ports,
+            mmio: self.mmio,
+            latch: self.latch,
+            stop: AtomicBool::new(false),
+            first_entry: OnceLock::new(),
+            user_exits: AtomicU64::new(0),
+        })
+    }
+}
+
+fn share<D: BusDevice>(device: D) -> Arc<Mutex<D>> {
+    Arc::new(Mutex::new(device))
+}
+
+/// A machine that runs, or has run. Dropping it stops it.
+#[derive(Debug)]
+pub struct RunningVm {
+    parts: Parts,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl RunningVm {
+    /// Becomes readable when the machine has ended, and stays so: for an event loop, which then
+    /// calls [`RunningVm::wait`].
+    pub fn exit_event(&self) -> &EventFd {
+        self.parts.shared.latch.event()
+    }
+
+    /// Waits until the machine has ended and its threads are gone; says why it ended.
+    ///
+    /// # Errors
+    /// The wait itself fails; the machine may still run.
+    pub fn wait(&mut self) -> Result<VmExit, Error> {
+        let event = self.exit_event();
+        // SAFETY: the descriptor is the latch's, which outlives this borrow.
+        let fd =
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
+        loop {
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(Error::host("waiting")(errno.into())),
+            }
+        }
+        Ok(self.join())
+    }
+
+    /// Ends the machine if it still runs, waits for its threads, and says why it ended.
+    pub fn stop(&mut self) -> VmExit {
+        self.parts.shared.latch.set(VmExit::Stopped);
+        self.join()
+    }
+
+    /// Ends the vCPU threads of a machine that has ended.
+    fn join(&mut self) -> VmExit {
+        let shared = &self.parts.shared;
+        shared.stop.store(true, Ordering::Release);
+        for thread in &self.threads {
+            // A thread that has ended by itself cannot be signalled; it is joined below.
+            let _ = thread.kill(vcpu::kick_signal() - vmm_sys_util::signal::SIGRTMIN());
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+        let serial = self.parts.serial.lock();
+        serial.unwrap_or_else(PoisonError::into_inner).drain();
+        shared.latch.get().cloned().unwrap_or(VmExit::Stopped)
+    }
+
+    /// The last lines of the guest's console.
+    pub fn console(&self) -> &ConsoleTail {
+        &self.parts.console
+    }
+
+    /// When the steps of the start were done.
+    pub fn timeline(&self) -> Timeline {
+        Timeline {
+            begun: self.parts.begun,
+            loaded: self.parts.loaded,
+            entered: self.parts.shared.first_entry.get().copied(),
+        }
+    }
+
+    /// How often all vCPUs together have left the guest, as KVM counts; `None` where the host's
+    /// kernel (before 5.14) does not tell.
+    pub fn exits(&self) -> Option<u64> {
+        if self.parts.stats.is_empty() {
+            return None;
+        }
+        let mut exits = self.parts.stats.iter().map(|s| s.exits().ok());
+        exits.try_fold(0, |sum, exits| Some(sum + exits?))
+    }
+
+    /// How often the vCPUs came to user space, for a port, a register or a signal.
+    pub fn user_exits(&self) -> u64 {
+        self.parts.shared.user_exits.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for RunningVm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
