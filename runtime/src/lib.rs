@@ -1,1 +1,48 @@
-//! The library behind the `rt` command.
+//! The library behind the `rt` command: bundles, the state record, the lifecycle and the two isolation models.
+//!
+//! Data flows one way: command line or shim, lifecycle, [`isolation`], kernel. The command line and the shim hold
+//! no lifecycle logic.
+
+pub mod bundle;
+pub mod clock;
+pub mod config;
+pub mod guest;
+pub mod hooks;
+pub mod id;
+pub mod isolation;
+pub mod process;
+pub mod signal;
+pub mod state;
+
+use std::error::Error;
+
+/// An error and its causes on one line, from the operation down to what the kernel said.
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Errors of foreign crates often print their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("open the door")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn a_chain_reads_from_the_operation_to_the_cause() {
+        let error = Outer(std::io::Error::from_raw_os_error(libc::ENOENT));
+        assert_eq!(error_chain(&error), "open the door: No such file or directory (os error 2)");
+    }
+}

@@ -1,0 +1,363 @@
+//! A bundle on disk: `config.json` and the root file system that it names.
+//!
+//! Everything here was written by whoever made the bundle, who may be hostile: sizes are bounded, each error names
+//! the file and the place in it, and nothing of the bundle is executed or followed beyond the root directory's path.
+
+mod vm;
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+
+pub use vm::{HwConfig, VmHypervisor, VmImage, VmKernel, VmSection};
+
+/// The file that describes a bundle (OCI runtime specification, "Filesystem Bundle").
+pub const CONFIG_FILE: &str = "config.json";
+
+/// The largest `config.json` that is read, in bytes. Real ones are below 100 KiB.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// What is wrong with a bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The bundle's directory cannot be used.
+    #[error("bundle {}: give the path of a directory that holds {CONFIG_FILE}", path.display())]
+    Directory {
+        /// As given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no `config.json`.
+    #[error("JSON specification file {CONFIG_FILE} not found in {}: `rt spec` writes one", bundle.display())]
+    NoConfig {
+        /// The bundle's directory.
+        bundle: PathBuf,
+    },
+    /// `config.json` cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// `config.json` is too large to be one.
+    #[error("{}: larger than {} MiB", path.display(), CONFIG_LIMIT >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// `config.json` is no JSON.
+    #[error("{}: not valid JSON", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value has the wrong type, or a required one is missing.
+    #[error("{}: at `{at}`", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The place in it, as `process.args[0]`.
+        at: String,
+        /// What is wrong there.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A property that a Linux container cannot do without is missing.
+    #[error("{}: `{property}` is missing", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Its path in the file.
+        property: &'static str,
+    },
+    /// A value has the right type and still cannot be.
+    #[error("{}: `{property}` {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Its path in the file.
+        property: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A version of the specification that is not known.
+    #[error("{}: `ociVersion` is {version:?}: versions 1.x are supported", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// As given.
+        version: String,
+    },
+    /// The root file system is not there.
+    #[error("root file system {}, which `root.path` in {} names", rootfs.display(), path.display())]
+    Rootfs {
+        /// The file.
+        path: PathBuf,
+        /// The directory that it names.
+        rootfs: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A bundle that was loaded and checked.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    dir: PathBuf,
+    rootfs: PathBuf,
+    spec: Spec,
+    vm: Option<VmSection>,
+}
+
+impl Bundle {
+    /// Loads the bundle in the directory `dir`: `config.json` is parsed and checked, the root directory is there.
+    ///
+    /// # Errors
+    /// What is wrong, with the file and the place in it.
+    pub fn load(dir: &Path) -> Result<Self, BundleError> {
+        let dir = dir
+            .canonicalize()
+            .and_then(|path| if path.is_dir() { Ok(path) } else { Err(io::ErrorKind::NotADirectory.into()) })
+            .map_err(|source| BundleError::Directory { path: dir.to_owned(), source })?;
+        let path = dir.join(CONFIG_FILE);
+        let text = read_config(&dir, &path)?;
+        let (spec, vm) = parse(&path, &text)?;
+        let rootfs = check(&dir, &path, &spec)?;
+        Ok(Self { dir, rootfs, spec, vm })
+    }
+
+    /// The bundle's directory, absolute and without symbolic links.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The root directory, absolute and without symbolic links.
+    pub fn rootfs(&self) -> &Path {
+        &self.rootfs
+    }
+
+    /// The configuration without its `vm` section.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The `vm` section, if there is one.
+    pub fn vm(&self) -> Option<&VmSection> {
+        self.vm.as_ref()
+    }
+
+    /// An annotation's value.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations()?.get(key).map(String::as_str)
+    }
+
+    /// All annotations.
+    pub fn annotations(&self) -> Option<&HashMap<String, String>> {
+        self.spec.annotations().as_ref()
+    }
+
+    /// The same bundle with `linux.cgroupsPath` replaced by the path that was resolved for it.
+    #[must_use]
+    pub fn with_cgroup_path(mut self, cgroup_path: &Path) -> Self {
+        if let Some(linux) = self.spec.linux_mut() {
+            linux.set_cgroups_path(Some(cgroup_path.to_owned()));
+        }
+        self
+    }
+}
+
+/// Reads a configuration that we wrote ourselves beside a state record.
+///
+/// # Errors
+/// As [`Bundle::load`], but the root directory may be gone.
+pub fn load_config(path: &Path) -> Result<(Spec, Option<VmSection>), BundleError> {
+    let text = read_config(path.parent().unwrap_or(path), path)?;
+    parse(path, &text)
+}
+
+fn read_config(bundle: &Path, path: &Path) -> Result<Vec<u8>, BundleError> {
+    let read_error = |source| BundleError::Read { path: path.to_owned(), source };
+    // O_NONBLOCK: a FIFO under this name must not hold us.
+    let file = match std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(BundleError::NoConfig { bundle: bundle.to_owned() });
+        }
+        Err(error) => return Err(read_error(error)),
+    };
+    if !file.metadata().map_err(read_error)?.is_file() {
+        return Err(read_error(io::Error::other("not a regular file")));
+    }
+    let mut text = Vec::new();
+    file.take(CONFIG_LIMIT + 1).read_to_end(&mut text).map_err(read_error)?;
+    if text.len() as u64 > CONFIG_LIMIT {
+        return Err(BundleError::TooLarge { path: path.to_owned() });
+    }
+    Ok(text)
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleError> {
+    let mut value: Value = serde_json::from_slice(text)
+        .map_err(|source| BundleError::Syntax { path: path.to_owned(), source })?;
+    // oci-spec requires `vm.kernel` and does not know `hwConfig`: we read that section ourselves.
+    let vm = match value.as_object_mut().and_then(|config| config.shift_remove("vm")) {
+        None | Some(Value::Null) => None,
+        Some(section) => Some(typed::<VmSection>(path, "vm.", section)?),
+    };
+    let spec = typed::<Spec>(path, "", value)?;
+    Ok((spec, vm))
+}
+
+/// Deserializes `value`, naming the place of an error.
+fn typed<T: serde::de::DeserializeOwned>(path: &Path, prefix: &str, value: Value) -> Result<T, BundleError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let at = format!("{prefix}{}", error.path());
+        BundleError::Value { path: path.to_owned(), at, source: error.into_inner() }
+    })
+}
+
+fn check(dir: &Path, path: &Path, spec: &Spec) -> Result<PathBuf, BundleError> {
+    let missing = |property| BundleError::Missing { path: path.to_owned(), property };
+    let invalid =
+        |property, problem: &str| BundleError::Invalid { path: path.to_owned(), property, problem: problem.to_owned() };
+    if !version_is_supported(spec.version()) {
+        return Err(BundleError::Version { path: path.to_owned(), version: spec.version().clone() });
+    }
+    let process = spec.process().as_ref().ok_or(missing("process"))?;
+    if process.args().as_ref().is_none_or(|args| args.is_empty()) {
+        return Err(invalid("process.args", "must name a program"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(invalid("process.cwd", "must be an absolute path"));
+    }
+    if spec.linux().is_none() {
+        return Err(missing("linux"));
+    }
+    let root = spec.root().as_ref().ok_or(missing("root"))?;
+    let rootfs = dir.join(root.path());
+    let rootfs_error = |source| BundleError::Rootfs { path: path.to_owned(), rootfs: rootfs.clone(), source };
+    let resolved = rootfs.canonicalize().map_err(rootfs_error)?;
+    if !resolved.is_dir() {
+        return Err(rootfs_error(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(resolved)
+}
+
+/// 1.x in every form that clients send: `1.0.2-dev`, `1.3.0`, and minor versions still to come. Within a major
+/// version the specification only adds.
+fn version_is_supported(version: &str) -> bool {
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Option<Vec<u32>> = core.split('.').map(|part| part.parse().ok()).collect();
+    matches!(numbers.as_deref(), Some([1, _] | [1, _, _]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALID: &str = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs"},"process":{"cwd":"/","args":["sh"],
+        "user":{"uid":0,"gid":0}},"linux":{}}"#;
+
+    fn bundle(config: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE), config).unwrap();
+        dir
+    }
+
+    /// The error as a user sees it, with the bundle's directory written as `B`.
+    fn message(dir: &tempfile::TempDir) -> String {
+        let error = Bundle::load(dir.path()).unwrap_err();
+        let mut text = crate::error_chain(&error);
+        text = text.replace(dir.path().canonicalize().unwrap().to_str().unwrap(), "B");
+        text
+    }
+
+    fn error_of(config: &str) -> String {
+        message(&bundle(config))
+    }
+
+    #[test]
+    fn a_valid_bundle_loads_with_its_root() {
+        let dir = bundle(VALID);
+        let loaded = Bundle::load(dir.path()).unwrap();
+        assert_eq!(loaded.rootfs(), dir.path().canonicalize().unwrap().join("rootfs"));
+        assert!(loaded.vm().is_none());
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_place() {
+        assert_eq!(
+            error_of("{\"ociVersion\": "),
+            "B/config.json: not valid JSON: EOF while parsing a value at line 1 column 15"
+        );
+        assert_eq!(
+            error_of(&VALID.replace("[\"sh\"]", "\"sh\"")),
+            "B/config.json: at `process.args`: invalid type: string \"sh\", expected a sequence"
+        );
+        assert_eq!(error_of("[]"), "B/config.json: at `.`: invalid length 0, expected struct Spec with 14 elements");
+        assert_eq!(
+            error_of(&VALID.replace("1.2.0", "2.0.0")),
+            "B/config.json: `ociVersion` is \"2.0.0\": versions 1.x are supported"
+        );
+        assert_eq!(
+            error_of(&VALID.replace("\"path\":\"rootfs\"", "\"path\":\"nowhere\"")),
+            "root file system B/nowhere, which `root.path` in B/config.json names: No such file or directory (os error 2)"
+        );
+        assert_eq!(error_of(&VALID.replace("[\"sh\"]", "[]")), "B/config.json: `process.args` must name a program");
+        assert_eq!(error_of(r#"{"ociVersion":"1.0.0"}"#), "B/config.json: `process` is missing");
+    }
+
+    #[test]
+    fn a_directory_without_config_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(message(&dir), "JSON specification file config.json not found in B: `rt spec` writes one");
+    }
+
+    #[test]
+    fn the_vm_section_needs_no_kernel_and_has_hw_config() {
+        let dir = bundle(&VALID.replace("\"linux\"", r#""vm":{"hwConfig":{"vcpus":2,"memory":268435456}},"linux""#));
+        let loaded = Bundle::load(dir.path()).unwrap();
+        let hw = loaded.vm().unwrap().hw_config.clone().unwrap();
+        assert_eq!((hw.vcpus, hw.memory), (Some(2), Some(268_435_456)));
+        assert_eq!(
+            error_of(&VALID.replace("\"linux\"", r#""vm":{"hwConfig":{"vcpus":"2"}},"linux""#)),
+            "B/config.json: at `vm.hwConfig.vcpus`: invalid type: string \"2\", expected u32"
+        );
+    }
+
+    #[test]
+    fn unknown_properties_are_ignored_as_the_specification_says() {
+        assert!(Bundle::load(bundle(&VALID.replace("\"linux\"", "\"x\":{\"y\":1},\"linux\"")).path()).is_ok());
+    }
+
+    #[test]
+    fn versions_of_major_1_are_supported() {
+        for version in ["1.0.0", "1.0.2-dev", "1.2", "1.3.0-rc.1", "1.99.0+build"] {
+            assert!(version_is_supported(version), "{version}");
+        }
+        for version in ["", "1", "0.9.0", "2.0.0", "v1.0.0", "1.0.0.0", "1.x"] {
+            assert!(!version_is_supported(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn a_fifo_as_config_is_an_error_not_a_hang() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join(CONFIG_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(message(&dir), "read B/config.json: not a regular file");
+    }
+}

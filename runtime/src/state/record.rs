@@ -1,0 +1,112 @@
+//! The state record of one container.
+//!
+//! The file is ours, but it may be junk after a full disk or an operator's editor: it is parsed into types that hold
+//! no bad value, and a record that does not parse is an error with the file's name.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::ContainerId;
+use crate::isolation::Model;
+use crate::process::ProcessId;
+
+/// The version of the record's form. A record with another one is refused, not guessed at.
+pub const RECORD_VERSION: u32 = 1;
+
+/// How far the lifecycle came, as it was written down. See [`Status`] for what is true now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// `create` has begun; anything may exist.
+    Creating,
+    /// `create` is done.
+    Created,
+    /// `start` has begun: the workload runs, or is just about to.
+    Running,
+    /// `pause` has stopped the processes.
+    Paused,
+    /// The container ended or could not be made, and `delete` may go on.
+    Stopped,
+}
+
+/// The status that the `state` command tells (OCI runtime specification, "State"; `paused` is runc's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Being created, or its creation was cut off.
+    Creating,
+    /// Created and not started.
+    Created,
+    /// The workload runs.
+    Running,
+    /// The workload is paused.
+    Paused,
+    /// The workload has ended.
+    Stopped,
+}
+
+impl Status {
+    /// As the `state` command spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What is on disk about a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// The container's id.
+    pub id: ContainerId,
+    /// The model that made it.
+    pub isolation: Model,
+    /// How far it came.
+    pub phase: Phase,
+    /// The init process as the host sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessId>,
+    /// The version in the bundle's configuration.
+    pub oci_version: String,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The root directory.
+    pub rootfs: PathBuf,
+    /// The cgroup, planned before it is made.
+    pub cgroup_path: PathBuf,
+    /// When, in RFC 3339 with nanoseconds.
+    pub created: String,
+    /// The user id of who created it.
+    pub owner: u32,
+    /// The bundle's annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// What is true now: what was written, and whether the init process lives.
+    pub fn status(&self) -> Status {
+        let alive = self.process.is_some_and(ProcessId::is_alive);
+        match self.phase {
+            Phase::Creating => Status::Creating,
+            Phase::Created if alive => Status::Created,
+            Phase::Running if alive => Status::Running,
+            Phase::Paused if alive => Status::Paused,
+            Phase::Created | Phase::Running | Phase::Paused | Phase::Stopped => Status::Stopped,
+        }
+    }
+
+    /// The init process's pid if it lives.
+    pub fn live_pid(&self) -> Option<i32> {
+        self.process.filter(|process| process.is_alive()).map(|process| process.pid)
+    }
+}
