@@ -1,1 +1,203 @@
 //! The container engine that the host and the guest agent share.
+//!
+//! It does the mechanics of one container: namespaces, mounts, cgroup, rights, and the first process, which waits for
+//! its start. libcontainer prepares the root file system; everything around it is done here. The engine keeps no
+//! record of a container's life: its caller does, and can end and remove a container knowing only its cgroup path and
+//! the engine's directory.
+//!
+//! The configuration, the root file system and the container's processes are hostile. The caller must have one thread:
+//! the engine clones it.
+
+pub mod cgroup;
+pub mod console;
+pub mod hooks;
+
+mod capture;
+mod clone;
+mod create;
+mod error;
+mod exec;
+mod limits;
+mod namespaces;
+mod processes;
+mod report;
+mod seccomp;
+mod spec;
+mod stdio;
+mod workload;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+
+pub use cgroup::Cgroup;
+pub use error::Error;
+pub use processes::{ProcessInfo, process, processes, start_time};
+pub use spec::validate;
+pub use stdio::Stdio;
+
+use error::Context;
+
+/// The engine of one container.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    directory: PathBuf,
+}
+
+/// What a container is made from.
+pub struct CreateRequest<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Its configuration; `root.path` and the sources of bind mounts must be absolute.
+    ///
+    /// Its `prestart`, `createRuntime`, `createContainer` and `startContainer` hooks are run by the engine, the first
+    /// two in the caller's namespaces. `poststart` and `poststop` are left to the caller.
+    pub spec: &'a Spec,
+    /// The bundle's directory, for the state that hooks get.
+    pub bundle: &'a Path,
+    /// The cgroup, which must have no processes; it is made, limited by `linux.resources` and entered.
+    pub cgroup: &'a Cgroup,
+    /// Standard input, output and error of the first process.
+    pub stdio: Stdio,
+    /// How many descriptors from number 3 on the program inherits.
+    pub preserve_fds: u32,
+    /// Move the root with `MS_MOVE` and chroot instead of pivot_root, for a root on an initramfs.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// A container whose first process waits for [`Engine::start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Its first process, a child of the caller.
+    pub pid: Pid,
+    /// When that process began ([`start_time`]); with the pid it names the process for ever.
+    pub start_time: u64,
+}
+
+/// One more process for a running container.
+pub struct ExecRequest<'a> {
+    /// The container's first process.
+    pub init: Pid,
+    /// When it began, as [`Created`] said; a pid taken over by another process is then found out.
+    pub init_start: u64,
+    /// The process: program, user, environment, capabilities, limits, `noNewPrivileges`.
+    pub process: &'a Process,
+    /// The container's seccomp profile, `linux.seccomp` of its configuration.
+    pub seccomp: Option<&'a LinuxSeccomp>,
+    /// The container's cgroup.
+    pub cgroup: &'a Cgroup,
+    /// An existing cgroup below it to run in.
+    pub sub_cgroup: Option<&'a Path>,
+    /// Standard input, output and error.
+    pub stdio: Stdio,
+    /// How many descriptors from number 3 on the program inherits.
+    pub preserve_fds: u32,
+    /// Go on although the container is frozen; the process then waits until it is thawed.
+    pub ignore_paused: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+impl Engine {
+    /// An engine that keeps its few files in a directory of its own, such as `/run/rt/<id>/engine`.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// Makes a container. Its first process, a child of the caller, waits for [`Engine::start`].
+    ///
+    /// # Errors
+    /// What could not be done, with the field of the configuration or the path in question. Nothing is left behind,
+    /// neither process, mount, cgroup nor file; a missing program is an error here already.
+    pub fn create(&self, request: CreateRequest<'_>) -> Result<Created, Error> {
+        spec::validate(request.spec)?;
+        let cgroup = request.cgroup;
+        if let Some(pid) = cgroup.pids()?.first() {
+            return Err(Error::unsupported(
+                "linux.cgroupsPath",
+                format!("{:?} is in use: process {pid} is in it", cgroup.path()),
+            ));
+        }
+        self.claim(cgroup)?;
+        let created = create::create(self, request);
+        if created.is_err() {
+            // The first failure is the one to tell.
+            let _ = self.delete(cgroup);
+        }
+        created
+    }
+
+    /// Lets the first process run the container's program.
+    ///
+    /// # Errors
+    /// The process is gone or was started before.
+    pub fn start(&self) -> Result<(), Error> {
+        let context =
+            || "cannot start the container: its first process does not wait (any more)".to_owned();
+        let path = self.start_socket();
+        let socket =
+            stdio::with_short_path(&path, |short| UnixStream::connect(short)).context(context)?;
+        (&socket).write_all(b"start").context(context)?;
+        drop(socket);
+        // Nobody can start it twice.
+        let _ = fs::remove_file(path);
+        Ok(())
+    }
+
+    /// Runs one more process in the container; it is a child of the caller.
+    ///
+    /// # Errors
+    /// The container does not run, is frozen, or the process cannot be started as asked: then it never ran.
+    pub fn exec(&self, request: ExecRequest<'_>) -> Result<Created, Error> {
+        exec::exec(request)
+    }
+
+    /// Kills what is left of the container and removes its cgroup and the engine's directory.
+    ///
+    /// It may be called again, and after a crash at any point of [`Engine::create`]. A cgroup that was never claimed
+    /// by a create of this engine is not touched.
+    ///
+    /// # Errors
+    /// A process does not end, or a file or cgroup cannot be removed.
+    pub fn delete(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        if self.claim_file().exists() {
+            cgroup.remove()?;
+        }
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context(|| format!("cannot remove {}", self.directory.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn start_socket(&self) -> PathBuf {
+        self.directory.join("start.sock")
+    }
+
+    /// Written before the cgroup is made, after it was seen to have no processes: what is in it later is ours to kill.
+    fn claim_file(&self) -> PathBuf {
+        self.directory.join("cgroup")
+    }
+
+    fn claim(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .context(|| format!("cannot create {}", self.directory.display()))?;
+        let path = self.claim_file();
+        fs::write(&path, cgroup.path().as_os_str().as_encoded_bytes())
+            .context(|| format!("cannot write {}", path.display()))
+    }
+}

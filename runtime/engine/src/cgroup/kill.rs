@@ -1,0 +1,272 @@
+//! Ending and removing a cgroup, and stopping its processes for a while.
+//!
+//! All waiting is on events of the kernel: `cgroup.events` of version 2, the end of each process on version 1.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Cgroup, DEFAULT_PARENT, Error, Result, io_error, read, write};
+use crate::clone::pidfd_open;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A directory of cgroups and all below it, the deepest first.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(one) = open.pop() {
+        if let Ok(entries) = fs::read_dir(&one) {
+            open.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        found.push(one);
+    }
+    found.reverse();
+    found
+}
+
+pub(super) fn pids(cgroup: &Cgroup) -> Result<Vec<Pid>> {
+    // Any hierarchy would do if all joins had succeeded; after a crash only the union is sure.
+    let mut pids = Vec::new();
+    for root in cgroup.directories() {
+        if !root.exists() {
+            continue;
+        }
+        for directory in tree(&root) {
+            match read(&directory.join("cgroup.procs")) {
+                Ok(text) => pids.extend(
+                    text.lines()
+                        .filter_map(|line| line.parse().ok())
+                        .filter(|pid| *pid > 0)
+                        .map(Pid::from_raw),
+                ),
+                // Removed while we looked, or a threaded cgroup, whose processes its parent lists.
+                Err(Error::Io { source, .. })
+                    if matches!(
+                        source.raw_os_error(),
+                        Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+pub(super) fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
+    for pid in pids(cgroup)? {
+        // It may have ended since it was listed.
+        let _ = kill(pid, signal);
+    }
+    Ok(())
+}
+
+pub(super) fn kill_all(cgroup: &Cgroup) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    if let Some(directory) = cgroup.unified().filter(|one| one.exists()) {
+        // Also ends processes that fork faster than they can be listed (Linux 5.14).
+        let _ = write(&directory.join("cgroup.kill"), "1");
+    }
+    loop {
+        let pids = pids(cgroup)?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        let mut ends = Vec::new();
+        for pid in pids {
+            match pidfd_open(pid) {
+                Ok(pidfd) => {
+                    let _ = kill(pid, Signal::SIGKILL);
+                    ends.push(pidfd);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(source) => return Err(io_error("open a process of", cgroup.path(), source)),
+            }
+        }
+        // A process frozen by the version 1 freezer dies only when it is thawed.
+        if is_frozen(cgroup) {
+            let _ = request(cgroup, false);
+        }
+        for pidfd in ends {
+            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            if wait(&mut polled, deadline)
+                .map_err(|source| io_error("wait for the processes of", cgroup.path(), source))?
+                .is_none()
+            {
+                return Err(Error::StillPopulated(cgroup.path().to_owned()));
+            }
+        }
+        if Instant::now() > deadline {
+            return Err(Error::StillPopulated(cgroup.path().to_owned()));
+        }
+    }
+}
+
+/// Waits for one of the events; `None` when the time is over.
+fn wait(polled: &mut [PollFd<'_>], deadline: Instant) -> io::Result<Option<()>> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
+        match poll(polled, timeout) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(())),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    kill_all(cgroup)?;
+    let deadline = Instant::now() + LIMIT;
+    for root in cgroup.directories() {
+        for directory in tree(&root) {
+            remove_directory(&directory, deadline)?;
+        }
+    }
+    // Only an empty directory can be removed: other containers keep their parent.
+    if cgroup.path.parent() == Some(Path::new(DEFAULT_PARENT)) {
+        for hierarchy in cgroup.layout.hierarchies() {
+            let _ = fs::remove_dir(hierarchy.mount.join(DEFAULT_PARENT.trim_start_matches('/')));
+        }
+    }
+    Ok(())
+}
+
+fn remove_directory(directory: &Path, deadline: Instant) -> Result<()> {
+    loop {
+        let source = match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => error,
+        };
+        if source.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+            return Err(io_error("remove the cgroup", directory, source));
+        }
+        // The last process has ended but the kernel has not let go of it yet.
+        match File::open(directory.join("cgroup.events")) {
+            Ok(events) => {
+                wait_event(&events, directory, "populated 0", deadline)?;
+            }
+            // Version 1 has no event for this moment, which lasts some microseconds.
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+}
+
+/// Waits until `cgroup.events` holds a line; `false` when the time is over.
+fn wait_event(events: &File, directory: &Path, line: &str, deadline: Instant) -> Result<bool> {
+    let failed = |source| io_error("wait for the events of", directory, source);
+    let mut events = events;
+    loop {
+        let mut text = String::new();
+        events.seek(SeekFrom::Start(0)).map_err(failed)?;
+        match events.read_to_string(&mut text) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(true),
+            Err(error) => return Err(failed(error)),
+        }
+        if text.lines().any(|one| one == line) {
+            return Ok(true);
+        }
+        let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        if wait(&mut polled, deadline).map_err(failed)?.is_none() {
+            return Ok(false);
+        }
+    }
+}
+
+/// The file that freezes the cgroup, and what is written to it.
+fn freezer(cgroup: &Cgroup) -> Option<(PathBuf, bool)> {
+    if let Some(directory) = cgroup.v1("freezer") {
+        return Some((directory.join("freezer.state"), false));
+    }
+    let directory = cgroup.unified()?;
+    Some((directory.join("cgroup.freeze"), true))
+}
+
+fn request(cgroup: &Cgroup, frozen: bool) -> Result<()> {
+    let (file, unified) = freezer(cgroup).ok_or(Error::NoController {
+        field: "pause".to_owned(),
+        controller: "freezer",
+    })?;
+    let value = match (unified, frozen) {
+        (true, true) => "1",
+        (true, false) => "0",
+        (false, true) => "FROZEN",
+        (false, false) => "THAWED",
+    };
+    write(&file, value)
+}
+
+pub(super) fn set_frozen(cgroup: &Cgroup, frozen: bool) -> Result<()> {
+    request(cgroup, frozen)?;
+    let deadline = Instant::now() + LIMIT;
+    let Some((file, unified)) = freezer(cgroup) else {
+        return Ok(());
+    };
+    let reached = if unified {
+        let directory = file.parent().unwrap_or(&file);
+        let path = directory.join("cgroup.events");
+        let events = File::open(&path).map_err(|source| io_error("open", &path, source))?;
+        let line = if frozen { "frozen 1" } else { "frozen 0" };
+        wait_event(&events, directory, line, deadline)?
+    } else {
+        freeze_v1(cgroup, &file, frozen, deadline)?
+    };
+    if reached {
+        return Ok(());
+    }
+    let _ = request(cgroup, false);
+    Err(Error::Io {
+        operation: "freeze in 10 s".to_owned(),
+        path: cgroup.path().to_owned(),
+        source: io::ErrorKind::TimedOut.into(),
+    })
+}
+
+/// Version 1 tells no one when it has frozen: reading its state makes it look again.
+fn freeze_v1(cgroup: &Cgroup, file: &Path, frozen: bool, deadline: Instant) -> Result<bool> {
+    loop {
+        let state = read(file)?;
+        if state.trim() == if frozen { "FROZEN" } else { "THAWED" } {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        // A process that forked meanwhile is caught by asking again.
+        request(cgroup, frozen)?;
+        std::thread::yield_now();
+    }
+}
+
+pub(super) fn is_frozen(cgroup: &Cgroup) -> bool {
+    let Some((file, unified)) = freezer(cgroup) else {
+        return false;
+    };
+    let state = fs::read_to_string(file).unwrap_or_default();
+    match unified {
+        true => state.trim() == "1",
+        false => matches!(state.trim(), "FROZEN" | "FREEZING"),
+    }
+}

@@ -1,0 +1,480 @@
+//! Control groups on v1, hybrid and v2: one container, one path, in every hierarchy there is.
+//!
+//! Everything is found again from the path alone, so a cgroup can be killed and removed after a crash of whoever
+//! made it. The processes in it are hostile; the files under the mount point are the kernel's.
+
+mod devices;
+mod kill;
+mod layout;
+mod resources;
+mod stats;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::LinuxResources;
+
+pub use layout::{Hierarchy, Layout};
+pub use stats::{Cpu, Memory, Pids, Stats, Throttling};
+
+/// A cgroup operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `linux.cgroupsPath` cannot be used.
+    #[error("linux.cgroupsPath {path:?}: {reason}")]
+    Path {
+        /// The path as given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// No cgroup file system is mounted.
+    #[error("no cgroup file system is mounted below /sys/fs/cgroup; mount cgroup2 there")]
+    NotMounted,
+    /// A limit needs a controller that this system does not offer here.
+    #[error("{field} needs the cgroup controller {controller:?}, which is not available here")]
+    NoController {
+        /// Where in config.json.
+        field: String,
+        /// The controller's name.
+        controller: &'static str,
+    },
+    /// A limit has no meaning on this system's cgroup version.
+    #[error("{field}: {reason}")]
+    Unsupported {
+        /// Where in config.json.
+        field: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A file or system call failed.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// What was tried.
+        operation: String,
+        /// Its object.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The processes of the cgroup did not end after SIGKILL.
+    #[error("processes in the cgroup {0} did not end in 10 s after SIGKILL")]
+    StillPopulated(PathBuf),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Below it lie the cgroups of containers whose configuration names none.
+pub const DEFAULT_PARENT: &str = "/rt";
+
+/// The control group of a container, in all hierarchies of the system.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    layout: Layout,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The final cgroup path of a container: `linux.cgroupsPath`, or `/rt/<id>` if there is none.
+    ///
+    /// The result is absolute below the root of each hierarchy. A relative path counts from that root too.
+    ///
+    /// # Errors
+    /// A path with `..`, the root itself, and the `slice:prefix:name` form of the systemd driver are refused.
+    pub fn path_for(cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf> {
+        let Some(given) = cgroups_path.filter(|path| !path.as_os_str().is_empty()) else {
+            return Ok(Path::new(DEFAULT_PARENT).join(id));
+        };
+        let refuse = |reason| Error::Path {
+            path: given.to_owned(),
+            reason,
+        };
+        let text = given
+            .to_str()
+            .ok_or_else(|| refuse("it is not valid UTF-8"))?;
+        if !text.starts_with('/') && text.matches(':').count() == 2 {
+            return Err(refuse(
+                "this is the systemd driver's form (slice:prefix:name), which is not supported yet; \
+                 set the client's cgroup driver to cgroupfs",
+            ));
+        }
+        let mut path = PathBuf::from("/");
+        for component in given.components() {
+            match component {
+                Component::RootDir | Component::CurDir => {}
+                Component::Normal(name) => path.push(name),
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(refuse("it must not contain \"..\""));
+                }
+            }
+        }
+        if path == Path::new("/") {
+            return Err(refuse("it names the root cgroup"));
+        }
+        Ok(path)
+    }
+
+    /// Finds the hierarchies of this system and names a cgroup in them. Nothing is made yet.
+    ///
+    /// # Errors
+    /// The path is not absolute or no cgroup file system is mounted.
+    pub fn new(path: &Path) -> Result<Self> {
+        let path = Self::path_for(Some(path), "")?;
+        Ok(Self {
+            layout: Layout::detect()?,
+            path,
+        })
+    }
+
+    /// The path below the root of each hierarchy.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The hierarchies of this system.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether the cgroup exists in any hierarchy.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.directories().any(|directory| directory.exists())
+    }
+
+    fn join(&self, mount: &Path) -> PathBuf {
+        match self.path.strip_prefix("/") {
+            Ok(relative) => mount.join(relative),
+            Err(_) => mount.join(&self.path),
+        }
+    }
+
+    /// The cgroup's directory in each hierarchy.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.layout
+            .hierarchies
+            .iter()
+            .map(|hierarchy| self.join(&hierarchy.mount))
+    }
+
+    /// The cgroup's directory where a controller of version 1 is.
+    fn v1(&self, controller: &str) -> Option<PathBuf> {
+        self.layout
+            .v1(controller)
+            .map(|hierarchy| self.join(&hierarchy.mount))
+    }
+
+    /// The cgroup's directory in the version 2 hierarchy.
+    fn unified(&self) -> Option<PathBuf> {
+        self.layout
+            .unified()
+            .map(|hierarchy| self.join(&hierarchy.mount))
+    }
+
+    /// Makes the cgroup in every hierarchy and gives it the controllers that its ancestors can give.
+    ///
+    /// It may exist already: then it is used as it is.
+    ///
+    /// # Errors
+    /// A directory cannot be made. What was made before that is left for [`Cgroup::remove`].
+    pub fn create(&self) -> Result<()> {
+        for hierarchy in &self.layout.hierarchies {
+            let directory = self.join(&hierarchy.mount);
+            if directory.exists() {
+                continue;
+            }
+            if hierarchy.is_unified() {
+                create_unified(&hierarchy.mount, &self.path)?;
+            } else {
+                fs::create_dir_all(&directory)
+                    .map_err(|source| io_error("create the cgroup", &directory, source))?;
+            }
+            if hierarchy.has("cpuset") && !hierarchy.is_unified() {
+                inherit_cpuset(&hierarchy.mount, &self.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the limits of `linux.resources`; called again, it changes those that are given.
+    ///
+    /// # Errors
+    /// The field of config.json that the kernel refused, with the file written and the kernel's answer.
+    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        resources::apply(self, resources)
+    }
+
+    /// Moves a process into the cgroup, with all its threads.
+    ///
+    /// # Errors
+    /// The cgroup is missing, or the process is.
+    pub fn add(&self, pid: Pid) -> Result<()> {
+        for directory in self.directories() {
+            write(&directory.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Moves this process into the cgroup. With one thread this is far cheaper than [`Cgroup::add`]
+    /// on version 1: the kernel then need not stop every fork on the system.
+    ///
+    /// # Errors
+    /// The cgroup is missing.
+    pub fn enter(&self) -> Result<()> {
+        for hierarchy in &self.layout.hierarchies {
+            let directory = self.join(&hierarchy.mount);
+            write(&directory.join(entry_file(hierarchy)), "0")?;
+        }
+        Ok(())
+    }
+
+    /// How a new process gets in without being moved by somebody else.
+    pub(crate) fn entrance(&self) -> Result<Entrance> {
+        let mut entrance = Entrance {
+            born_in: None,
+            join: Vec::new(),
+        };
+        for hierarchy in &self.layout.hierarchies {
+            let directory = self.join(&hierarchy.mount);
+            if hierarchy.is_unified() {
+                let file = fs::OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+                    .open(&directory)
+                    .map_err(|source| io_error("open", &directory, source))?;
+                entrance.born_in = Some(file.into());
+            } else {
+                let path = directory.join(entry_file(hierarchy));
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .map_err(|source| io_error("open", &path, source))?;
+                entrance.join.push((file, path));
+            }
+        }
+        Ok(entrance)
+    }
+
+    /// The processes in the cgroup and in those below it.
+    ///
+    /// # Errors
+    /// The list cannot be read. A cgroup that does not exist has no processes.
+    pub fn pids(&self) -> Result<Vec<Pid>> {
+        kill::pids(self)
+    }
+
+    /// Sends a signal to every process in the cgroup and in those below it.
+    ///
+    /// # Errors
+    /// The list of processes cannot be read.
+    pub fn signal_all(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+        kill::signal_all(self, signal)
+    }
+
+    /// Kills every process in the cgroup and in those below it, and waits until they have ended.
+    ///
+    /// # Errors
+    /// A process did not end in ten seconds (it hangs in the kernel).
+    pub fn kill_all(&self) -> Result<()> {
+        kill::kill_all(self)
+    }
+
+    /// Stops every process of the cgroup where it is; returns when all have stopped.
+    ///
+    /// # Errors
+    /// There is no freezer, or it did not reach the state in ten seconds.
+    pub fn freeze(&self) -> Result<()> {
+        kill::set_frozen(self, true)
+    }
+
+    /// Lets the processes of a frozen cgroup run again.
+    ///
+    /// # Errors
+    /// There is no freezer.
+    pub fn thaw(&self) -> Result<()> {
+        kill::set_frozen(self, false)
+    }
+
+    /// Whether the cgroup is frozen. One that does not exist is not.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        kill::is_frozen(self)
+    }
+
+    /// What the cgroup has used.
+    ///
+    /// # Errors
+    /// A file of the kernel cannot be read.
+    pub fn stats(&self) -> Result<Stats> {
+        stats::read(self)
+    }
+
+    /// How many processes of this cgroup the kernel's out-of-memory killer has killed.
+    ///
+    /// # Errors
+    /// The counter cannot be read.
+    pub fn oom_kills(&self) -> Result<u64> {
+        stats::oom_kills(self)
+    }
+
+    /// Kills what is left in the cgroup and removes it with all below it, in every hierarchy.
+    ///
+    /// It may be gone already, wholly or in part. The default parent `/rt` goes too when it is empty.
+    ///
+    /// # Errors
+    /// A process does not end, or a directory cannot be removed.
+    pub fn remove(&self) -> Result<()> {
+        kill::remove(self)
+    }
+}
+
+/// The open files through which a new process enters its cgroup.
+pub(crate) struct Entrance {
+    /// The directory of the unified hierarchy, for clone3(2).
+    pub(crate) born_in: Option<OwnedFd>,
+    join: Vec<(fs::File, PathBuf)>,
+}
+
+impl Entrance {
+    /// Enters the version 1 hierarchies; for the new process, before it has threads.
+    pub(crate) fn pass(&self) -> Result<()> {
+        for (file, path) in &self.join {
+            (&*file)
+                .write_all(b"0")
+                .map_err(|source| io_error("join the cgroup through", path, source))?;
+        }
+        Ok(())
+    }
+}
+
+/// On version 1 `tasks` moves one thread, without the lock that `cgroup.procs` takes.
+fn entry_file(hierarchy: &Hierarchy) -> &'static str {
+    if hierarchy.is_unified() {
+        "cgroup.procs"
+    } else {
+        "tasks"
+    }
+}
+
+fn create_unified(mount: &Path, path: &Path) -> Result<()> {
+    let mut directory = mount.to_owned();
+    let components: Vec<_> = path.iter().skip(1).collect();
+    for component in &components {
+        enable_controllers(&directory);
+        directory.push(component);
+        match fs::create_dir(&directory) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(io_error("create the cgroup", &directory, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives a cgroup's children the controllers it has. What cannot be given is found out when a limit needs it:
+/// then the error names the limit.
+fn enable_controllers(directory: &Path) {
+    let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+    let control = directory.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    let missing: Vec<String> = available
+        .split_whitespace()
+        .filter(|name| !enabled.split_whitespace().any(|have| have == *name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() || write(&control, &missing.join(" ")).is_ok() {
+        return;
+    }
+    for name in missing {
+        let _ = write(&control, &name);
+    }
+}
+
+/// A new cpuset of version 1 is empty and takes no process: fill it, from the top, with its parent's values.
+fn inherit_cpuset(mount: &Path, path: &Path) -> Result<()> {
+    let mut directory = mount.to_owned();
+    for component in path.iter().skip(1) {
+        let parent = directory.clone();
+        directory.push(component);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let own = directory.join(file);
+            if read(&own)?.trim().is_empty() {
+                write(&own, read(&parent.join(file))?.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn io_error(operation: &str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        operation: operation.to_owned(),
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|source| io_error("read", path, source))
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    let attempt = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(path)?
+            .write_all(value.as_bytes())
+    };
+    attempt().map_err(|source| io_error(&format!("write {value:?} to"), path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_without_a_path_lies_below_the_default_parent() {
+        assert_eq!(Cgroup::path_for(None, "c1").unwrap(), Path::new("/rt/c1"));
+        assert_eq!(
+            Cgroup::path_for(Some(Path::new("")), "c1").unwrap(),
+            Path::new("/rt/c1")
+        );
+    }
+
+    #[test]
+    fn paths_count_from_the_root() {
+        for given in ["/a/b", "a/b", "/a//b/.", "//a/b/"] {
+            assert_eq!(
+                Cgroup::path_for(Some(Path::new(given)), "x").unwrap(),
+                Path::new("/a/b")
+            );
+        }
+    }
+
+    #[test]
+    fn a_path_cannot_leave_the_hierarchy() {
+        for given in ["/a/../b", "../b", "/", "."] {
+            assert!(
+                Cgroup::path_for(Some(Path::new(given)), "x").is_err(),
+                "{given}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_systemd_form_is_told_apart() {
+        let error = Cgroup::path_for(Some(Path::new("user.slice:rt:c1")), "c1").unwrap_err();
+        assert!(
+            error.to_string().contains("cgroup driver to cgroupfs"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Runs one more process in a running container: parent and child side.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sched::CloneFlags;
+use nix::unistd::Pid;
+
+use crate::cgroup::Entrance;
+use crate::clone::{ExitGuard, clone, exit_now, pidfd_open};
+use crate::error::{Context, Error};
+use crate::namespaces::{self, ForChildren};
+use crate::report::{self, Failure, chain};
+use crate::seccomp::Filter;
+use crate::spec::{apparmor_profile, validate_process};
+use crate::stdio::Ready;
+use crate::workload::{Workload, close_on_exec_from, hide_from_tracing};
+use crate::{Cgroup, Created, ExecRequest, create, limits, processes};
+
+/// What the two sides have in common before they part.
+struct Plan<'a> {
+    request: &'a ExecRequest<'a>,
+    workload: Workload,
+    stdio: Ready,
+    init: OwnedFd,
+    foreign: CloneFlags,
+    entrance: Entrance,
+}
+
+pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
+    validate_process(request.process)?;
+    if request.process.scheduler().is_some() || request.process.io_priority().is_some() {
+        return Err(Error::unsupported(
+            "process.scheduler",
+            "scheduler and ioPriority are not supported for exec yet",
+        ));
+    }
+    let init = open_init(request.init, request.init_start)?;
+    if !request.ignore_paused && request.cgroup.is_frozen() {
+        return Err(Error::Paused);
+    }
+    let stdio = std::mem::replace(&mut request.stdio, crate::Stdio::Inherit);
+    let stdio = stdio.ready(request.process.terminal().unwrap_or(false))?;
+    let seccomp = request.seccomp.map(Filter::compile).transpose()?;
+    let mut workload = Workload::new(request.process, seccomp);
+    let name = request.cgroup.path().file_name().unwrap_or_default();
+    workload.keyring = create::keyring(&name.to_string_lossy(), request.no_new_keyring)?;
+    let cgroup = match request.sub_cgroup {
+        None => request.cgroup.clone(),
+        Some(sub) => sub_cgroup(request.cgroup, sub)?,
+    };
+    let plan = Plan {
+        foreign: namespaces::foreign(request.init)?,
+        entrance: cgroup.entrance()?,
+        request: &request,
+        workload,
+        stdio,
+        init,
+    };
+    launch(&plan)
+}
+
+/// Holds the first process by a descriptor and makes sure that it is the one meant.
+fn open_init(pid: Pid, start: u64) -> Result<OwnedFd, Error> {
+    let gone = || Error::NotRunning(pid.as_raw());
+    let init = pidfd_open(pid).map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH | libc::EINVAL) => gone(),
+        _ => Error::System {
+            operation: format!("cannot open process {pid}"),
+            source: error,
+        },
+    })?;
+    if processes::start_time(pid) != Some(start) {
+        return Err(gone());
+    }
+    Ok(init)
+}
+
+fn sub_cgroup(cgroup: &Cgroup, sub: &Path) -> Result<Cgroup, Error> {
+    let mut path = cgroup.path().to_owned();
+    for component in sub.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => path.push(name),
+            _ => {
+                return Err(Error::unsupported(
+                    "--cgroup",
+                    "the path must not leave the container's cgroup",
+                ));
+            }
+        }
+    }
+    Ok(Cgroup::new(&path)?)
+}
+
+fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
+    let (failures, report) = report::pipe()?;
+    let birth = ForChildren::of_process(plan.init.as_fd(), plan.foreign)?;
+    let child = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
+        .context(|| "cannot make a process in the container's cgroup".to_owned())?;
+    let Some(child) = child else {
+        let _guard = ExitGuard;
+        let failure = new_process(plan);
+        report.send(&failure);
+        exit_now(failure.exit_code());
+    };
+    drop(birth);
+    drop(report);
+    let start_time = processes::start_time(child.pid);
+    if let Some(failure) = failures.receive() {
+        child.kill_and_reap();
+        return Err(failure.into());
+    }
+    Ok(Created {
+        pid: child.pid,
+        // A program that has ended already is a zombie, which no other process can be taken for.
+        start_time: start_time.unwrap_or_default(),
+    })
+}
+
+/// The child's part. It returns only to say what failed.
+fn new_process(plan: &Plan<'_>) -> Failure {
+    match enter(plan) {
+        Err(error) => error.into(),
+        Ok(()) => plan.workload.become_program(),
+    }
+}
+
+fn enter(plan: &Plan<'_>) -> Result<(), Error> {
+    let process = plan.request.process;
+    let affinity = process.exec_cpu_affinity().as_ref();
+    set_affinity(affinity.and_then(|one| one.initial().as_deref()))?;
+    plan.entrance.pass()?;
+    set_affinity(affinity.and_then(|one| one.cpu_affinity_final().as_deref()))?;
+    // With the rights of the host, before they are given up for those of the container.
+    limits::set_oom_score(Pid::this(), process)?;
+    limits::set_rlimits(Pid::this(), process)?;
+    hide_from_tracing()?;
+    nix::unistd::setsid().context(|| "cannot make a session".to_owned())?;
+    for (target, file) in plan.stdio.files().into_iter().enumerate() {
+        if let Some(file) = file {
+            nix::unistd::dup2(file, target as i32)
+                .context(|| format!("cannot put standard descriptor {target} in place"))?;
+        }
+    }
+    // The pid namespace was chosen by the parent: this process was born in it.
+    namespaces::join(plan.init.as_fd(), plan.foreign & !CloneFlags::CLONE_NEWPID)?;
+    if plan.foreign.contains(CloneFlags::CLONE_NEWUSER) {
+        namespaces::become_root()?;
+    }
+    if let Some(console) = plan.stdio.console() {
+        libcontainer::tty::setup_console(&*SyscallType::default().create_syscall(), console, false)
+            .map_err(|error| Error::Setup(chain(&error)))?;
+    }
+    if let Some(profile) = apparmor_profile(process) {
+        libcontainer::apparmor::apply_profile(profile)
+            .map_err(|error| Error::Setup(chain(&error)))?;
+    }
+    if let Some(umask) = process.user().umask() {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
+    }
+    close_on_exec_from(plan.request.preserve_fds.saturating_add(3))?;
+    plan.workload.prepare()
+}
+
+fn set_affinity(cpus: Option<&str>) -> Result<(), Error> {
+    match cpus.filter(|cpus| !cpus.is_empty()) {
+        None => Ok(()),
+        Some(cpus) => set_cpuset_affinity_from_string(Pid::from_raw(0), cpus)
+            .map_err(io::Error::other)
+            .context(|| format!("cannot set process.execCPUAffinity {cpus:?}")),
+    }
+}

@@ -1,0 +1,756 @@
+//! The last steps of a process on its way into the container's program, the same for create and exec.
+//!
+//! This code runs inside the container's namespaces with all rights, until it gives them up. What it reads there
+//! (/etc/passwd, the program's path) is hostile; it never executes or loads anything of it before `execve`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use caps::Capability;
+use libcontainer::capabilities::CapabilityExt;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::unistd::{Gid, Uid};
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Process, Spec};
+
+use crate::error::{Context, Error};
+use crate::hooks;
+use crate::report::{Failure, chain};
+use crate::seccomp::Filter;
+use crate::spec::MountFinish;
+
+/// Capability sets as the kernel takes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CapabilitySets {
+    bounding: u64,
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    ambient: u64,
+}
+
+impl CapabilitySets {
+    pub(crate) fn new(given: Option<&LinuxCapabilities>) -> Self {
+        let Some(given) = given else {
+            return Self::default();
+        };
+        let bits = |set: &Option<Capabilities>| {
+            set.iter()
+                .flatten()
+                .fold(0u64, |bits, one| bits | 1 << one.to_cap().index())
+        };
+        Self {
+            bounding: bits(given.bounding()),
+            effective: bits(given.effective()),
+            permitted: bits(given.permitted()),
+            inheritable: bits(given.inheritable()),
+            ambient: bits(given.ambient()),
+        }
+    }
+
+    /// The capabilities that must be permitted but are not among those given.
+    fn missing(&self, have: u64) -> Vec<String> {
+        let missing = (self.permitted | self.effective) & !have;
+        caps::all()
+            .into_iter()
+            .filter(|one| missing & 1 << one.index() != 0)
+            .map(|one| one.to_string())
+            .collect()
+    }
+}
+
+/// The container's program and the rights it runs with.
+#[derive(Clone)]
+pub(crate) struct Workload {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) capabilities: CapabilitySets,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) seccomp: Option<Filter>,
+    pub(crate) terminal_size: Option<(u16, u16)>,
+    pub(crate) terminal: bool,
+    /// The name of a new session keyring.
+    pub(crate) keyring: Option<CString>,
+    /// Whether this process owns a new network namespace, whose loopback device is down.
+    pub(crate) loopback: bool,
+    pub(crate) mounts: Vec<MountFinish>,
+    pub(crate) start_hooks: Vec<Hook>,
+    pub(crate) state: serde_json::Value,
+    /// What was found out inside the container; shared, since libcontainer may clone its executor.
+    pub(crate) found: Rc<RefCell<Found>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Found {
+    program: Option<CString>,
+    env: Vec<CString>,
+    extra_env: Vec<String>,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl Workload {
+    pub(crate) fn new(process: &Process, seccomp: Option<Filter>) -> Self {
+        let user = process.user();
+        Self {
+            args: process.args().clone().unwrap_or_default(),
+            env: process.env().clone().unwrap_or_default(),
+            cwd: process.cwd().clone(),
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+            capabilities: CapabilitySets::new(process.capabilities().as_ref()),
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            seccomp,
+            terminal_size: process.console_size().map(|size| {
+                let limit = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
+                (limit(size.height()), limit(size.width()))
+            }),
+            terminal: process.terminal().unwrap_or(false),
+            keyring: None,
+            loopback: false,
+            mounts: Vec::new(),
+            start_hooks: Vec::new(),
+            state: serde_json::Value::Null,
+            found: Rc::default(),
+        }
+    }
+
+    /// Takes every step that can fail, down to finding the program, so that a failure is one of create.
+    pub(crate) fn prepare(&self) -> Result<(), Error> {
+        for mount in &self.mounts {
+            finish_mount(mount)?;
+        }
+        if self.loopback {
+            loopback_up()?;
+        }
+        if let Some(name) = &self.keyring {
+            join_keyring(name)?;
+        }
+        let home = home_of(self.uid);
+        let entered = self.enter_cwd();
+        if self.terminal {
+            self.own_terminal()?;
+        }
+        if self.no_new_privileges {
+            // SAFETY: no memory is passed.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
+                .context(|| "cannot set process.noNewPrivileges".to_owned())?;
+        } else if let Some(filter) = &self.seccomp {
+            // Without no_new_privs only a process with CAP_SYS_ADMIN may do this.
+            filter
+                .install()
+                .context(|| "cannot install linux.seccomp".to_owned())?;
+        }
+        self.change_user()?;
+        if entered.is_err() {
+            // On a network file system the user may be let in where root is not.
+            nix::unistd::chdir(&self.cwd)
+                .map_err(|_| ())
+                .or(entered.map_err(|_| ()))
+                .map_err(|()| Error::Setup(format!("cannot enter process.cwd {:?}", self.cwd)))?;
+        }
+        // A descriptor of the host must not have become the working directory.
+        nix::unistd::getcwd()
+            .ok()
+            .filter(|cwd| cwd.is_absolute())
+            .ok_or_else(|| {
+                Error::Setup(format!(
+                    "process.cwd {:?} is not inside the container",
+                    self.cwd
+                ))
+            })?;
+        let env = complete_env(&self.env, &self.found.borrow().extra_env, &home);
+        let program = find_program(self.args.first().map_or("", String::as_str), &env)?;
+        let mut found = self.found.borrow_mut();
+        found.program = Some(program);
+        found.env = env
+            .into_iter()
+            .map(CString::new)
+            .collect::<Result<_, _>>()
+            .map_err(|_| Error::unsupported("process.env", "it contains NUL"))?;
+        Ok(())
+    }
+
+    /// Becomes the program. It returns only to say why it could not.
+    pub(crate) fn become_program(&self) -> Failure {
+        match self.execute() {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        }
+    }
+
+    fn execute(&self) -> Result<std::convert::Infallible, Failure> {
+        let found = self.found.borrow();
+        let program = found
+            .program
+            .as_deref()
+            .ok_or_else(|| Failure::Setup("the program was not looked up".to_owned()))?;
+        let args: Vec<CString> = self
+            .args
+            .iter()
+            .map(|one| CString::new(one.as_str()))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Failure::Setup("process.args contains NUL".to_owned()))?;
+        reset_signals();
+        if self.no_new_privileges
+            && let Some(filter) = &self.seccomp
+        {
+            filter.install().map_err(|error| {
+                Failure::Setup(format!("cannot install linux.seccomp: {error}"))
+            })?;
+        }
+        let Err(error) = nix::unistd::execve(program, &args, &found.env);
+        let name = self.args.first().map_or("", String::as_str);
+        let text = format!("exec: {name:?}: {}", describe(error.into()));
+        Err(match error {
+            nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR => Failure::NotFound(text),
+            _ => Failure::NotExecutable(text),
+        })
+    }
+
+    fn run_start_hooks(&self) -> Result<(), Error> {
+        if self.start_hooks.is_empty() {
+            return Ok(());
+        }
+        let found = self.found.borrow();
+        let env: Vec<(&OsStr, &OsStr)> = found
+            .env
+            .iter()
+            .filter_map(|entry| {
+                let bytes = entry.as_bytes();
+                let at = bytes.iter().position(|byte| *byte == b'=')?;
+                Some((
+                    OsStr::from_bytes(&bytes[..at]),
+                    OsStr::from_bytes(&bytes[at + 1..]),
+                ))
+            })
+            .collect();
+        let state = self.state.to_string();
+        hooks::run_with_env(
+            hooks::Kind::StartContainer,
+            &self.start_hooks,
+            state.as_bytes(),
+            &env,
+        )?;
+        Ok(())
+    }
+
+    fn enter_cwd(&self) -> Result<(), Error> {
+        let context = || format!("cannot enter process.cwd {:?}", self.cwd);
+        match nix::unistd::chdir(&self.cwd) {
+            Err(nix::errno::Errno::ENOENT) => {
+                // As others do: an image may name a directory that it does not have.
+                fs::create_dir_all(&self.cwd).context(context)?;
+                nix::unistd::chdir(&self.cwd).context(context)
+            }
+            other => other.context(context),
+        }
+    }
+
+    /// Gives the terminal to the user, who could not open it again otherwise, and sets its size.
+    fn own_terminal(&self) -> Result<(), Error> {
+        if let Some((rows, columns)) = self.terminal_size {
+            let size = libc::winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            // SAFETY: the structure is the one that this request reads.
+            check(unsafe { libc::ioctl(0, libc::TIOCSWINSZ, &raw const size) })
+                .context(|| "cannot set process.consoleSize".to_owned())?;
+        }
+        if self.uid != 0 {
+            // Not fatal: on a read-only or foreign devpts the terminal works all the same.
+            // SAFETY: no memory is passed.
+            let _ = unsafe { libc::fchown(0, self.uid, libc::gid_t::MAX) };
+        }
+        Ok(())
+    }
+
+    fn change_user(&self) -> Result<(), Error> {
+        let permitted = current_permitted()?;
+        let missing = self.capabilities.missing(permitted);
+        if !missing.is_empty() {
+            return Err(Error::Setup(format!(
+                "process.capabilities: {} cannot be given, since the runtime itself does not have it",
+                missing.join(", ")
+            )));
+        }
+        self.drop_bounding()?;
+        // SAFETY: no memory is passed.
+        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })
+            .context(|| "cannot keep capabilities".to_owned())?;
+        self.set_groups()?;
+        let (gid, uid) = (Gid::from_raw(self.gid), Uid::from_raw(self.uid));
+        nix::unistd::setresgid(gid, gid, gid)
+            .context(|| format!("cannot become process.user.gid {gid}"))?;
+        nix::unistd::setresuid(uid, uid, uid)
+            .context(|| format!("cannot become process.user.uid {uid}"))?;
+        // SAFETY: no memory is passed.
+        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0) })
+            .context(|| "cannot stop keeping capabilities".to_owned())?;
+        set_capabilities(&self.capabilities)
+    }
+
+    fn set_groups(&self) -> Result<(), Error> {
+        let groups: Vec<libc::gid_t> = self.groups.clone();
+        // SAFETY: the array is as long as said.
+        let answer = unsafe { libc::setgroups(groups.len(), groups.as_ptr()) };
+        match check(answer) {
+            // In a user namespace with setgroups denied nobody can have more groups; asking for none is then granted.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && groups.is_empty() => Ok(()),
+            other => other.context(|| format!("cannot set process.user.additionalGids {groups:?}")),
+        }
+    }
+
+    fn drop_bounding(&self) -> Result<(), Error> {
+        for bit in 0..64 {
+            // SAFETY: no memory is passed.
+            match unsafe { libc::prctl(libc::PR_CAPBSET_READ, bit, 0, 0, 0) } {
+                // Beyond the last one that the kernel knows.
+                answer if answer < 0 => break,
+                0 => continue,
+                _ => {}
+            }
+            if self.capabilities.bounding & 1 << bit == 0 {
+                // SAFETY: no memory is passed.
+                check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, bit, 0, 0, 0) })
+                    .context(|| format!("cannot drop capability {bit} from the bounding set"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: Error) -> String {
+        let failure = Failure::from(error);
+        let text = failure.text().to_owned();
+        self.found.borrow_mut().failure = Some(failure);
+        text
+    }
+}
+
+impl Executor for Workload {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let failure = match self.run_start_hooks() {
+            Err(error) => Failure::Setup(chain(&error)),
+            Ok(()) => self.become_program(),
+        };
+        let text = failure.text().to_owned();
+        self.found.borrow_mut().failure = Some(failure);
+        Err(ExecutorError::Other(text))
+    }
+
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        // The hint of systemd's socket activation, which libcontainer passes only later.
+        if let Some(count) = std::env::var_os("LISTEN_FDS")
+            && let Some(count) = count.to_str().and_then(|count| count.parse::<u32>().ok())
+            && count > 0
+        {
+            self.found.borrow_mut().extra_env =
+                vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()];
+        }
+        self.prepare()
+            .map_err(|error| ExecutorValidationError::ArgValidationError(self.fail(error)))
+    }
+
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // The program gets its environment with execve(2); this process keeps its own until then.
+        Ok(())
+    }
+}
+
+/// The environment in the order given, with HOME if it has none.
+fn complete_env(env: &[String], extra: &[String], home: &str) -> Vec<String> {
+    let mut complete: Vec<String> = env.to_vec();
+    let has_home = env.iter().any(|entry| {
+        entry
+            .strip_prefix("HOME=")
+            .is_some_and(|home| !home.is_empty())
+    });
+    if !has_home {
+        complete.retain(|entry| entry != "HOME=");
+        complete.push(format!("HOME={home}"));
+    }
+    complete.extend_from_slice(extra);
+    complete
+}
+
+/// The home directory of a user by the container's /etc/passwd, read as text and with a limit.
+fn home_of(uid: u32) -> String {
+    let lookup = || -> Option<String> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+            .open("/etc/passwd")
+            .ok()?;
+        if !file.metadata().ok()?.is_file() {
+            return None;
+        }
+        let mut text = Vec::new();
+        file.take(1 << 20).read_to_end(&mut text).ok()?;
+        home_in(&String::from_utf8_lossy(&text), uid)
+    };
+    lookup().unwrap_or_else(|| "/".to_owned())
+}
+
+fn home_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let home = *fields.get(5)?;
+        (fields.get(2)?.parse() == Ok(uid) && home.starts_with('/') && !home.contains('\0'))
+            .then(|| home.to_owned())
+    })
+}
+
+/// Looks the program up as a shell would, in the container and as its user.
+fn find_program(name: &str, env: &[String]) -> Result<CString, Error> {
+    let refuse = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            Error::CommandNotFound(format!("exec: {name:?}: stat {name}: {}", describe(error)))
+        }
+        _ => Error::CommandNotExecutable(format!("exec: {name:?}: {}", describe(error))),
+    };
+    let found = |path: &Path| {
+        CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| Error::unsupported("process.args", "it contains NUL"))
+    };
+    if name.contains('/') {
+        let path = Path::new(name);
+        executable(path).map_err(refuse)?;
+        return found(path);
+    }
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or_default();
+    let mut denied = None;
+    for directory in path.split(':') {
+        // An empty entry is the working directory.
+        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        match executable(&candidate) {
+            Ok(()) if !name.is_empty() => return found(&candidate),
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => denied = Some(error),
+            _ => {}
+        }
+    }
+    match denied {
+        Some(error) => Err(refuse(error)),
+        None => Err(Error::CommandNotFound(format!(
+            "exec: {name:?}: executable file not found in $PATH"
+        ))),
+    }
+}
+
+fn executable(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    let any_bit = metadata.permissions().mode() & 0o111 != 0;
+    nix::unistd::eaccess(path, nix::unistd::AccessFlags::X_OK)?;
+    if !any_bit || metadata.mode() & libc::S_IFMT != libc::S_IFREG {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    Ok(())
+}
+
+/// The kernel's words, in lower case and without the number, as users of other runtimes know them.
+fn describe(error: io::Error) -> String {
+    let text = match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
+    };
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
+fn check(answer: libc::c_int) -> io::Result<()> {
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn finish_mount(mount: &MountFinish) -> Result<(), Error> {
+    let name = || format!("cannot finish the mount {:?}", mount.destination);
+    if let Some(flags) = mount.propagation {
+        nix::mount::mount(
+            None::<&str>,
+            &mount.destination,
+            None::<&str>,
+            flags,
+            None::<&str>,
+        )
+        .context(name)?;
+    }
+    if mount.read_only {
+        set_read_only(&mount.destination).context(name)?;
+    }
+    Ok(())
+}
+
+/// Makes a mount and all below it read-only, mount_setattr(2).
+fn set_read_only(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path ends with NUL and the structure has the size given.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw mut attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Brings up `lo` in the network namespace of this process.
+fn loopback_up() -> Result<(), Error> {
+    let context = || "cannot bring up the loopback device".to_owned();
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context(context)?;
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the structure is the one that this request reads.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    })
+    .context(context)
+}
+
+/// A session keyring of its own, so that keys of the caller are out of reach.
+fn join_keyring(name: &CString) -> Result<(), Error> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: the name ends with NUL.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            name.as_ptr(),
+            0,
+            0,
+            0,
+        )
+    };
+    if answer >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOSYS) {
+        // A kernel without keys has none to keep apart.
+        return Ok(());
+    }
+    Err(error).context(|| {
+        "cannot make a session keyring (--no-new-keyring keeps the caller's)".to_owned()
+    })
+}
+
+/// Kernel ABI: `struct __user_cap_header_struct`, version 3.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// Kernel ABI: `struct __user_cap_data_struct`, of which version 3 has two, low bits first.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+fn current_permitted() -> Result<u64, Error> {
+    let mut header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: the kernel fills the two structures of this version.
+    let answer = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    check(answer as libc::c_int).context(|| "cannot read capabilities".to_owned())?;
+    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+}
+
+fn set_capabilities(sets: &CapabilitySets) -> Result<(), Error> {
+    let mut header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let part = |shift: u32| CapabilityData {
+        effective: (sets.effective >> shift) as u32,
+        permitted: (sets.permitted >> shift) as u32,
+        inheritable: (sets.inheritable >> shift) as u32,
+    };
+    let data = [part(0), part(32)];
+    // SAFETY: the kernel reads the two structures of this version.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
+    check(answer as libc::c_int).context(|| "cannot set process.capabilities".to_owned())?;
+    // SAFETY: no memory is passed.
+    let answer = unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    };
+    check(answer).context(|| "cannot clear ambient capabilities".to_owned())?;
+    for bit in (0..64).filter(|bit| sets.ambient & 1 << bit != 0) {
+        // SAFETY: no memory is passed.
+        let answer =
+            unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, bit, 0, 0) };
+        check(answer).context(|| {
+            let name = caps::all()
+                .into_iter()
+                .find(|one: &Capability| one.index() == bit as u8)
+                .map_or_else(|| bit.to_string(), |one| one.to_string());
+            format!(
+                "cannot raise process.capabilities.ambient {name} (it must be permitted and inheritable too)"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Gives the program default signal handling and nothing blocked, whatever our caller had.
+fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default action is always sound; for SIGKILL, SIGSTOP and the C library's own it is refused.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+    let empty = nix::sys::signal::SigSet::empty();
+    let _ = empty.thread_set_mask();
+}
+
+/// Marks every descriptor from a number on as closed by execve(2).
+pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Error> {
+    // SAFETY: no memory is passed, and descriptors stay open until execve.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    check(answer as libc::c_int).context(|| "cannot mark descriptors close-on-exec".to_owned())
+}
+
+/// Marks this process so that processes of the namespaces it joins cannot look into it.
+pub(crate) fn hide_from_tracing() -> Result<(), Error> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
+        .context(|| "cannot make the process non-dumpable".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_is_the_seventh_fields_neighbour() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\nx:y:z\nu:x:7:7::/home/u:/bin/sh\n";
+        assert_eq!(home_in(passwd, 7).as_deref(), Some("/home/u"));
+        assert_eq!(home_in(passwd, 8), None);
+        assert_eq!(home_in("u:x:7:7::relative:/bin/sh", 7), None);
+    }
+
+    #[test]
+    fn the_environment_keeps_its_order_and_gets_a_home() {
+        let env = ["B=2".to_owned(), "A=1".to_owned()];
+        assert_eq!(
+            complete_env(&env, &[], "/root"),
+            ["B=2", "A=1", "HOME=/root"]
+        );
+        let env = ["HOME=".to_owned()];
+        assert_eq!(complete_env(&env, &[], "/h"), ["HOME=/h"]);
+        let env = ["HOME=/mine".to_owned()];
+        assert_eq!(complete_env(&env, &[], "/h"), ["HOME=/mine"]);
+    }
+
+    #[test]
+    fn a_program_is_found_as_a_shell_finds_it() {
+        let env = ["PATH=/nowhere:/bin".to_owned()];
+        assert_eq!(
+            find_program("sh", &env).unwrap().to_str().unwrap(),
+            "/bin/sh"
+        );
+        let error = find_program("no-such", &env).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "exec: \"no-such\": executable file not found in $PATH"
+        );
+        assert_eq!(error.exit_code(), 127);
+        let error = find_program("/no/such", &env).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "exec: \"/no/such\": stat /no/such: no such file or directory"
+        );
+        let error = find_program("/etc", &env).unwrap_err();
+        assert_eq!(error.to_string(), "exec: \"/etc\": is a directory");
+        assert_eq!(error.exit_code(), 126);
+        assert_eq!(
+            find_program("/etc/passwd", &env).unwrap_err().exit_code(),
+            126
+        );
+        assert_eq!(find_program("", &env).unwrap_err().exit_code(), 127);
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let sets = CapabilitySets {
+            permitted: 1 << Capability::CAP_SYS_RESOURCE.index(),
+            ..CapabilitySets::default()
+        };
+        assert_eq!(sets.missing(0), ["CAP_SYS_RESOURCE"]);
+        assert!(sets.missing(u64::MAX).is_empty());
+    }
+}
