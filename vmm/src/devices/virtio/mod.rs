@@ -6,6 +6,7 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub mod fs;
 mod interrupt;
 pub mod mmio;
 pub mod queue;

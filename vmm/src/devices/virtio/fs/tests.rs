@@ -1,0 +1,403 @@
+//! The file system device under a fake driver that speaks FUSE to it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::devices::virtio::testing::{Descriptor, Driver, READ, WRITE};
+
+const REQUEST: u64 = 0x10_0000;
+const ANSWER: u64 = 0x40_0000;
+const ANSWER_SIZE: u32 = 0x2_0000;
+const QUEUE: usize = 1;
+const ROOT: u64 = 1;
+
+const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
+const READLINK: u32 = 5;
+const SYMLINK: u32 = 6;
+const MKDIR: u32 = 9;
+const UNLINK: u32 = 10;
+const RENAME: u32 = 12;
+const OPEN: u32 = 14;
+const FUSE_READ: u32 = 15;
+const FUSE_WRITE: u32 = 16;
+const GETXATTR: u32 = 22;
+const INIT: u32 = 26;
+const CREATE: u32 = 35;
+
+struct Guest {
+    driver: Driver,
+    device: Fs,
+    directory: TempDir,
+    asked: u16,
+    uid: u32,
+}
+
+/// The bytes after the header of an answer, or an errno.
+type Answer = Result<Vec<u8>, i32>;
+
+impl Guest {
+    fn new(access: Access, cache: Cache) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let share = Share {
+            root: directory.path().to_owned(),
+            cache,
+            access,
+        };
+        let tag = Tag::new("test").unwrap();
+        let mut device = Fs::new(tag, share, 1, &ThreadHook::none()).unwrap();
+        let driver = Driver::new(&[256, 256]);
+        device.activate(driver.queues(), 0);
+        let mut guest = Self {
+            driver,
+            device,
+            directory,
+            asked: 0,
+            uid: 0,
+        };
+        guest.init();
+        guest
+    }
+
+    fn init(&mut self) -> Vec<u8> {
+        let body = words(&[7, 38, 0, !(1 << 30)]);
+        self.ask(INIT, 0, &body).unwrap()
+    }
+
+    fn raw(&mut self, descriptors: &[Descriptor]) -> u32 {
+        self.driver.write(ANSWER, &[0; 512]);
+        let before = self.driver.used_index(QUEUE);
+        self.driver.offer(QUEUE, descriptors);
+        self.device.queue_events()[QUEUE].write(1).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.driver.used_index(QUEUE) == before {
+            assert!(Instant::now() < deadline, "no answer");
+            std::thread::yield_now();
+        }
+        self.driver.used_entry(QUEUE, before).1
+    }
+
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Answer {
+        self.asked += 1;
+        let unique = u64::from(self.asked);
+        let mut request = words(&[40 + u32::try_from(body.len()).unwrap(), opcode]);
+        request.extend(unique.to_le_bytes());
+        request.extend(node.to_le_bytes());
+        request.extend(words(&[self.uid, self.uid, 1, 0]));
+        request.extend(body);
+        self.driver.write(REQUEST, &request);
+        let length = u32::try_from(request.len()).unwrap();
+        let used = self.raw(&[(REQUEST, length, READ), (ANSWER, ANSWER_SIZE, WRITE)]);
+        let answer = self.driver.read(ANSWER, usize::try_from(used).unwrap());
+        assert_eq!(word(&answer, 0), used);
+        assert_eq!(answer[8..16], unique.to_le_bytes());
+        match word(&answer, 4) as i32 {
+            0 => Ok(answer[16..].to_vec()),
+            error => Err(-error),
+        }
+    }
+
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<Entry, i32> {
+        self.ask(LOOKUP, parent, &text(name)).map(Entry)
+    }
+
+    fn create(&mut self, name: &str, flags: i32) -> Result<(Entry, u64), i32> {
+        let mut body = words(&[flags as u32, 0o644, 0o022, 0]);
+        body.extend(text(name));
+        let answer = self.ask(CREATE, ROOT, &body)?;
+        let handle = long(&answer, 128);
+        Ok((Entry(answer), handle))
+    }
+
+    fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
+        let answer = self.ask(OPEN, node, &words(&[flags as u32, 0]))?;
+        Ok(long(&answer, 0))
+    }
+
+    fn read(&mut self, node: u64, handle: u64, offset: u64, size: u32) -> Answer {
+        let mut body = longs(&[handle, offset]);
+        body.extend(words(&[size, 0, 0, 0, 0, 0]));
+        self.ask(FUSE_READ, node, &body)
+    }
+
+    fn write(&mut self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Result<u32, i32> {
+        let mut body = longs(&[handle, offset]);
+        let length = u32::try_from(data.len()).unwrap();
+        body.extend(words(&[length, 0, 0, 0, libc::O_RDWR as u32, 0]));
+        body.extend(data);
+        Ok(word(&self.ask(FUSE_WRITE, node, &body)?, 0))
+    }
+}
+
+struct Entry(Vec<u8>);
+
+impl Entry {
+    fn node(&self) -> u64 {
+        long(&self.0, 0)
+    }
+    fn seconds_valid(&self) -> u64 {
+        long(&self.0, 16)
+    }
+    fn size(&self) -> u64 {
+        long(&self.0, 48)
+    }
+    fn mode(&self) -> u32 {
+        word(&self.0, 100)
+    }
+    fn owner(&self) -> (u32, u32) {
+        (word(&self.0, 108), word(&self.0, 112))
+    }
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn longs(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn text(name: &str) -> Vec<u8> {
+    let mut text = name.as_bytes().to_vec();
+    text.push(0);
+    text
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+#[test]
+fn the_configuration_has_the_tag_and_the_number_of_queues() {
+    let guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let mut config = [0xff; 44];
+    guest.device.read_config(0, &mut config);
+    assert_eq!(&config[..5], b"test\0");
+    assert_eq!(config[36..], [1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    for name in ["", "a\0b", &"x".repeat(37)] {
+        assert!(Tag::new(name).is_none());
+    }
+    assert!(Tag::new(&"x".repeat(36)).is_some());
+}
+
+#[test]
+fn init_offers_large_requests_and_no_writeback() {
+    const AUTO_INVAL_DATA: u32 = 1 << 12;
+    const WRITEBACK: u32 = 1 << 16;
+    const NO_OPEN: u32 = 1 << 17;
+    const KILLPRIV_V2: u32 = 1 << 28;
+    for (cache, invalidates) in [(Cache::Always, false), (Cache::None, true)] {
+        let answer = Guest::new(Access::ReadWrite, cache).init();
+        let flags = word(&answer, 12);
+        assert_eq!(flags & (WRITEBACK | NO_OPEN), 0);
+        assert_ne!(flags & KILLPRIV_V2, 0);
+        assert_eq!(flags & AUTO_INVAL_DATA != 0, invalidates);
+        assert_eq!(word(&answer, 20), 1 << 20);
+    }
+}
+
+#[test]
+fn files_are_found_read_and_written() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let path = guest.directory.path().join("file");
+    fs::write(&path, "old content").unwrap();
+    let file = guest.lookup(ROOT, "file").unwrap();
+    assert_eq!(file.size(), 11);
+    assert!(file.seconds_valid() > 3600);
+    let handle = guest.open(file.node(), libc::O_RDWR).unwrap();
+    let data = guest.read(file.node(), handle, 4, 100).unwrap();
+    assert_eq!(data, b"content");
+    let node = file.node();
+    assert_eq!(guest.write(node, handle, 0, b"new"), Ok(3));
+    assert_eq!(fs::read(&path).unwrap(), b"new content");
+    assert_eq!(guest.lookup(ROOT, "none").err(), Some(libc::ENOENT));
+    assert_eq!(guest.read(node, 999, 0, 1).err(), Some(libc::EBADF));
+    assert_eq!(guest.open(999, 0).err(), Some(libc::EBADF));
+}
+
+#[test]
+fn what_the_host_may_change_is_not_believed_for_any_time() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::None);
+    let path = guest.directory.path().join("file");
+    fs::write(&path, "1").unwrap();
+    let file = guest.lookup(ROOT, "file").unwrap();
+    assert_eq!(file.seconds_valid(), 0);
+    fs::write(&path, "22").unwrap();
+    let answer = guest.ask(GETATTR, file.node(), &[0; 16]).unwrap();
+    assert_eq!((long(&answer, 0), long(&answer, 24)), (0, 2));
+}
+
+#[test]
+fn an_unlinked_file_stays_readable_while_it_is_open() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let (file, handle) = guest.create("file", libc::O_RDWR).unwrap();
+    guest.write(file.node(), handle, 0, b"kept").unwrap();
+    guest.ask(UNLINK, ROOT, &text("file")).unwrap();
+    assert!(guest.directory.path().read_dir().unwrap().next().is_none());
+    let data = guest.read(file.node(), handle, 0, 10).unwrap();
+    assert_eq!(data, b"kept");
+}
+
+#[test]
+fn what_a_user_makes_is_his_even_where_the_host_would_not_let_him() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root makes files for others");
+        return;
+    }
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let root = guest.directory.path().to_owned();
+    // As if the guest's kernel had found the permission in a supplementary group.
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
+    guest.uid = 1234;
+    let (file, _) = guest.create("file", libc::O_RDWR).unwrap();
+    assert_eq!(file.owner(), (1234, 1234));
+    assert_eq!(file.mode(), libc::S_IFREG | 0o644);
+    let mut body = words(&[0o1777, 0]);
+    body.extend(text("dir"));
+    let dir = Entry(guest.ask(MKDIR, ROOT, &body).unwrap());
+    assert_eq!(dir.owner(), (1234, 1234));
+    assert_eq!(dir.mode(), libc::S_IFDIR | 0o1777);
+    let mut body = text("link");
+    body.extend(text("target"));
+    let link = Entry(guest.ask(SYMLINK, ROOT, &body).unwrap());
+    assert_eq!(link.owner(), (1234, 1234));
+    // An existing file, by the same way.
+    guest.create("file", libc::O_RDWR).unwrap();
+    guest.uid = 0;
+    let (file, _) = guest.create("roots", libc::O_RDWR).unwrap();
+    assert_eq!(file.owner(), (0, 0));
+    assert_eq!(root.join("dir").metadata().unwrap().uid(), 1234);
+}
+
+#[test]
+fn no_symbolic_link_is_followed_and_no_name_leaves_the_share() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let root = guest.directory.path().to_owned();
+    symlink(outside.path(), root.join("dir")).unwrap();
+    symlink(outside.path().join("secret"), root.join("file")).unwrap();
+    symlink(outside.path().join("new"), root.join("dangling")).unwrap();
+    fs::create_dir(root.join("sub")).unwrap();
+    let dir = guest.lookup(ROOT, "dir").unwrap();
+    assert_eq!(dir.mode() & libc::S_IFMT, libc::S_IFLNK);
+    let node = dir.node();
+    assert_eq!(guest.lookup(node, "secret").err(), Some(libc::ENOTDIR));
+    let target = guest.ask(READLINK, node, &[]).unwrap();
+    assert_eq!(target, outside.path().as_os_str().as_encoded_bytes());
+    let file = guest.lookup(ROOT, "file").unwrap().node();
+    assert_eq!(guest.open(file, libc::O_RDONLY).err(), Some(libc::EBADF));
+    assert_eq!(guest.open(node, libc::O_DIRECTORY).err(), Some(libc::EBADF));
+    assert!(guest.create("file", libc::O_RDWR | libc::O_TRUNC).is_err());
+    assert!(guest.create("dangling", libc::O_RDWR).is_err());
+    let sub = guest.lookup(ROOT, "sub").unwrap().node();
+    for name in ["", ".", "..", "/", "sub/../..", "/etc"] {
+        for parent in [ROOT, sub] {
+            let found = guest.lookup(parent, name);
+            assert_eq!(found.err(), Some(libc::EINVAL), "{name:?}");
+        }
+        assert!(guest.create(name, libc::O_RDWR).is_err());
+        assert!(guest.ask(UNLINK, sub, &text(name)).is_err());
+        let mut body = longs(&[ROOT]);
+        body.extend(text("sub"));
+        body.extend(text(name));
+        assert!(guest.ask(RENAME, ROOT, &body).is_err());
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    let secret = fs::read(outside.path().join("secret")).unwrap();
+    assert_eq!(secret, b"secret");
+}
+
+#[test]
+fn a_read_only_share_is_read_and_nothing_else() {
+    let mut guest = Guest::new(Access::ReadOnly, Cache::Always);
+    let path = guest.directory.path().join("file");
+    fs::write(&path, "content").unwrap();
+    let node = guest.lookup(ROOT, "file").unwrap().node();
+    let handle = guest.open(node, libc::O_RDONLY).unwrap();
+    assert_eq!(guest.read(node, handle, 0, 99).unwrap(), b"content");
+    for flags in [libc::O_RDWR, libc::O_WRONLY, libc::O_RDONLY | libc::O_TRUNC] {
+        assert_eq!(guest.open(node, flags).err(), Some(libc::EROFS));
+    }
+    assert_eq!(guest.write(node, handle, 0, b"x").err(), Some(libc::EROFS));
+    let created = guest.create("new", libc::O_RDWR);
+    assert_eq!(created.err(), Some(libc::EROFS));
+    let unlinked = guest.ask(UNLINK, ROOT, &text("file"));
+    assert_eq!(unlinked.err(), Some(libc::EROFS));
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+}
+
+#[test]
+fn nonsense_gets_no_answer_and_the_next_request_does() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let end = guest.driver.memory_size();
+    guest.driver.write(REQUEST, &[0xff; 64]);
+    for descriptors in [
+        [(REQUEST, 64, READ), (ANSWER, 4, WRITE)].as_slice(),
+        &[(REQUEST, 64, READ)],
+        &[(REQUEST, 3, READ), (ANSWER, 64, WRITE)],
+        &[(ANSWER, 64, WRITE)],
+        &[(end, 64, READ), (ANSWER, 64, WRITE)],
+        &[(REQUEST, 64, READ), (end - 8, 64, WRITE)],
+        &[(REQUEST, u32::MAX, READ), (u64::MAX, 64, WRITE)],
+    ] {
+        assert_eq!(guest.raw(descriptors), 0);
+    }
+    for opcode in [999, GETXATTR, FORGET, FUSE_READ, FUSE_WRITE, INIT, CREATE] {
+        let mut request = words(&[u32::MAX, opcode]);
+        request.extend([0xff; 100]);
+        guest.driver.write(REQUEST, &request);
+        guest.raw(&[(REQUEST, 108, READ), (ANSWER, 256, WRITE)]);
+    }
+    // A size that is no attribute's.
+    let mut body = words(&[u32::MAX, 0]);
+    body.extend(text("user.none"));
+    let answer = guest.ask(GETXATTR, ROOT, &body);
+    assert!(answer.is_err());
+    guest.init();
+    assert_eq!(guest.lookup(ROOT, "none").err(), Some(libc::ENOENT));
+}
+
+#[test]
+fn the_processs_umask_stays_and_a_reset_forgets_the_guests_files() {
+    let umask = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("Umask")).unwrap();
+        line.to_owned()
+    };
+    let before = umask();
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    assert_eq!(umask(), before);
+    let (file, _) = guest.create("file", libc::O_RDWR).unwrap();
+    guest.device.reset();
+    guest.driver = Driver::new(&[256, 256]);
+    guest.device.activate(guest.driver.queues(), 0);
+    guest.init();
+    assert_eq!(guest.open(file.node(), 0).err(), Some(libc::EBADF));
+    assert_eq!(guest.lookup(ROOT, "file").unwrap().size(), 0);
+    assert_eq!(umask(), before);
+}
+
+#[test]
+fn a_directory_that_is_none_is_not_shared() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = Share {
+        root: directory.path().join("none"),
+        cache: Cache::None,
+        access: Access::ReadWrite,
+    };
+    let tag = Tag::new("test").unwrap();
+    let error = Fs::new(tag, share.clone(), 1, &ThreadHook::none()).unwrap_err();
+    assert!(matches!(error, FsError::Share(ShareError::Open { .. })));
+    let error = Fs::new(tag, share, 0, &ThreadHook::none()).unwrap_err();
+    assert!(matches!(error, FsError::RequestQueues(0)));
+}
