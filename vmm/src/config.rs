@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::boot::{BootProtocol, Segment};
+use crate::devices::virtio::fs::{Share, Tag};
+use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
 
 /// A machine.
@@ -28,6 +30,28 @@ pub struct VmConfig {
     pub verbose_console: bool,
     /// Whether there is an entropy device.
     pub rng: bool,
+    /// The socket device, if there is to be one.
+    pub vsock: Option<VsockConfig>,
+    /// Directories of the host, each a file system device of its own.
+    pub shares: Vec<SharedDirectory>,
+}
+
+/// The socket device.
+#[derive(Debug, Clone)]
+pub struct VsockConfig {
+    /// The guest's address.
+    pub cid: GuestCid,
+    /// The directory and the name in it of the Unix socket for the host's clients.
+    pub socket: Option<(PathBuf, String)>,
+}
+
+/// A directory of the host in the guest.
+#[derive(Debug, Clone)]
+pub struct SharedDirectory {
+    /// The name by which the guest mounts it.
+    pub tag: Tag,
+    /// What is shared, and how.
+    pub share: Share,
 }
 
 impl fmt::Debug for VmConfig {
@@ -40,6 +64,8 @@ impl fmt::Debug for VmConfig {
             .field("command_line", &self.command_line)
             .field("verbose_console", &self.verbose_console)
             .field("rng", &self.rng)
+            .field("vsock", &self.vsock)
+            .field("shares", &self.shares)
             .finish_non_exhaustive()
     }
 }

@@ -12,11 +12,12 @@ mod exit;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod probe;
 mod stats;
 mod vcpu;
 mod vm;
 
-pub use config::VmConfig;
+pub use config::{SharedDirectory, VmConfig, VsockConfig};
 pub use devices::serial::ConsoleTail;
 pub use exit::VmExit;
 pub use vm::{Error, RunningVm, Timeline, Vm};

@@ -18,12 +18,14 @@ use vmm_sys_util::signal::Killable;
 
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, Boot, BootError, Entry};
-use crate::config::VmConfig;
+use crate::config::{SharedDirectory, VmConfig, VsockConfig};
 use crate::cpuid;
 use crate::devices::bus::{Bus, BusDevice, BusError};
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
-use crate::devices::virtio::{MmioTransport, VirtioDevice, rng::Rng};
+use crate::devices::virtio::fs::{Fs, FsError};
+use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
+use crate::devices::virtio::{MmioTransport, ThreadHook, VirtioDevice, rng::Rng};
 use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::{self, Hypervisor, KvmError};
 use crate::layout;
@@ -33,6 +35,9 @@ use crate::vcpu::{self, Shared, Vcpu};
 
 /// A vCPU thread runs the register side of the devices, which is shallow.
 const VCPU_STACK: usize = 256 << 10;
+
+/// Guests before Linux 6.11 use one; more only cost threads there.
+const FS_REQUEST_QUEUES: u32 = 1;
 
 /// Why a machine cannot be built or started.
 #[derive(Debug, Error)]
@@ -49,6 +54,15 @@ pub enum Error {
     /// The machine cannot be described to the guest.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// The socket device's file on the host cannot be made.
+    #[error(transparent)]
+    HostSocket(#[from] HostSocketError),
+    /// The socket device cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// A directory cannot be shared.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// Two devices claim an address.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -109,6 +123,7 @@ struct Parts {
     begun: Instant,
     loaded: Instant,
     entry: Entry,
+    vsock: Option<VsockHandle>,
     /// The irqfds and ioeventfds belong to it.
     _vm: VmFd,
     _memory: Memory,
@@ -135,12 +150,25 @@ impl Vm {
         kvm::register_memory(&vm, &memory)?;
         kvm::create_interrupt_controllers(&vm)?;
 
+        let hook = ThreadHook::none();
         let mut board = Board::new(&vm)?;
         let console = ConsoleTail::default();
         let command_line = config.kernel_command_line();
         let serial = board.add_serial(config.console, console.clone())?;
         if config.rng {
             board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
+        }
+
+        let mut vsock = None;
+        if let Some(VsockConfig { cid, socket }) = config.vsock {
+            let socket = socket.map(|(directory, name)| HostSocket::bind(&directory, &name));
+            let device = Vsock::new(cid, socket.transpose()?, &hook)?;
+            vsock = Some(device.handle());
+            board.add_virtio("virtio-vsock", &memory, Box::new(device))?;
+        }
+        for SharedDirectory { tag, share } in config.shares {
+            let device = Fs::new(tag, share, FS_REQUEST_QUEUES, &hook)?;
+            board.add_virtio("virtio-fs", &memory, Box::new(device))?;
         }
 
         let rsdp = acpi::write_tables(
@@ -172,10 +200,16 @@ impl Vm {
             begun,
             loaded: Instant::now(),
             entry,
+            vsock,
             _vm: vm,
             _memory: memory,
         };
         Ok(Self { parts, vcpus })
+    }
+
+    /// The way to the guest's sockets, if the machine has a socket device.
+    pub fn vsock(&self) -> Option<VsockHandle> {
+        self.parts.vsock.clone()
     }
 
     /// How the kernel will be entered.
@@ -379,7 +413,7 @@ impl RunningVm {
         shared.stop.store(true, Ordering::Release);
         for thread in &self.threads {
             // A thread that has ended by itself cannot be signalled; it is joined below.
-            let _ = thread.kill(vcpu::kick_signal() - vmm_sys_util::signal::SIGRTMIN());
+            let _ = thread.kill(vcpu::kick_signal());
         }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
