@@ -1,0 +1,290 @@
+//! One container, as the engine needs it named, and the engine's operations with encoded results.
+//!
+//! The operations block and fork: they run in a child ([`Operation`](crate::operation::Operation)).
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engine::{Cgroup, CreateRequest, Engine, Stdio};
+use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
+use prost::Message;
+use protocol::message::{
+    Empty, ExecRequest, Process, ProcessStarted, ProcessesResponse, StatsResponse,
+};
+use protocol::{Code, Failure};
+use serde::de::DeserializeOwned;
+
+use crate::boot;
+
+/// A process's stdio, for the engine.
+#[derive(Debug)]
+pub(crate) enum ProcessIo {
+    /// Standard input, output and error.
+    Files([OwnedFd; 3]),
+    /// The console socket that the terminal's master goes to.
+    Terminal(PathBuf),
+}
+
+/// A container and the names of what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Container {
+    id: String,
+    spec: Spec,
+    engine: Engine,
+    cgroup_path: PathBuf,
+}
+
+/// What an operation gives: an encoded response.
+pub(crate) type Encoded = Result<Vec<u8>, Failure>;
+
+impl Container {
+    /// A container that is to be created from the text of a config.json. The engine's files for it go
+    /// below `directory`.
+    pub(crate) fn new(directory: &Path, id: &str, spec_json: &str) -> Result<Self, Failure> {
+        let spec: Spec = parse(spec_json, "the spec")?;
+        let cgroups_path = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.cgroups_path().as_deref());
+        let cgroup_path = Cgroup::path_for(cgroups_path, id)
+            .map_err(|error| Failure::from_error(Code::InvalidArgument, &error))?;
+        Ok(Self {
+            id: id.to_owned(),
+            spec,
+            engine: Engine::new(directory.join(id)),
+            cgroup_path,
+        })
+    }
+
+    /// Creates the container, with the shares that it needs.
+    pub(crate) fn create(&self, shares: &[String], io: ProcessIo) -> Encoded {
+        for tag in shares {
+            boot::mount_share(tag).map_err(|error| internal(&error))?;
+        }
+        if !self.has_namespace(LinuxNamespaceType::Network) {
+            boot::bring_loopback_up().map_err(|error| internal(&error))?;
+        }
+        let root = self.spec.root().as_ref().map(|root| root.path().as_path());
+        let bundle = root.and_then(Path::parent).unwrap_or(Path::new("/"));
+        let cgroup = self.cgroup()?;
+        let request = CreateRequest {
+            id: &self.id,
+            spec: &self.spec,
+            bundle,
+            cgroup: &cgroup,
+            stdio: stdio(io),
+            preserve_fds: 0,
+            no_pivot: false,
+            no_new_keyring: false,
+        };
+        let created = self
+            .engine
+            .create(request)
+            .map_err(|error| engine_failure(&error))?;
+        Ok(started(created.pid))
+    }
+
+    /// Lets the created container's init run.
+    pub(crate) fn start(&self) -> Encoded {
+        self.engine
+            .start()
+            .map_err(|error| engine_failure(&error))?;
+        Ok(empty())
+    }
+
+    /// Starts a process beside the init process `init`, which is not reaped yet.
+    pub(crate) fn exec(&self, init: i32, request: &ExecRequest, io: ProcessIo) -> Encoded {
+        let process = parse(&request.process_json, "the process")?;
+        let init = Pid::from_raw(init);
+        let init_start = engine::start_time(init).ok_or_else(|| {
+            let text = format!("container {} is not running", self.id);
+            Failure::new(Code::FailedPrecondition, text)
+        })?;
+        let sub_cgroup = Path::new(&request.sub_cgroup);
+        let seccomp = self
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.seccomp().as_ref());
+        let created = self.engine.exec(engine::ExecRequest {
+            init,
+            init_start,
+            process: &process,
+            seccomp,
+            cgroup: &self.cgroup()?,
+            sub_cgroup: Some(sub_cgroup).filter(|path| !path.as_os_str().is_empty()),
+            stdio: stdio(io),
+            preserve_fds: 0,
+            ignore_paused: request.ignore_paused,
+            no_new_keyring: false,
+        });
+        Ok(started(
+            created.map_err(|error| engine_failure(&error))?.pid,
+        ))
+    }
+
+    /// Lists the processes.
+    pub(crate) fn processes(&self) -> Encoded {
+        let infos = engine::processes(&self.cgroup()?).map_err(|error| internal(&error))?;
+        let clock = Clock::read();
+        let process = |info: engine::ProcessInfo| Process {
+            pid: info.pid.unsigned_abs(),
+            parent: info.ppid.unsigned_abs(),
+            uid: info.uid,
+            cpu_millis: clock.millis(info.cpu_ticks),
+            started_millis: clock.boot_millis.saturating_add(clock.millis(info.start)),
+            command: info.command.join(" "),
+        };
+        let processes = infos.into_iter().map(process).collect();
+        Ok(ProcessesResponse { processes }.encode_to_vec())
+    }
+
+    /// Reads the resource use.
+    pub(crate) fn stats(&self) -> Encoded {
+        let stats = self.cgroup()?.stats().map_err(|error| internal(&error))?;
+        let stats_json = serde_json::to_string(&stats).map_err(|error| internal(&error))?;
+        Ok(StatsResponse { stats_json }.encode_to_vec())
+    }
+
+    /// Freezes all processes.
+    pub(crate) fn pause(&self) -> Encoded {
+        self.cgroup()?.freeze().map_err(|error| internal(&error))?;
+        Ok(empty())
+    }
+
+    /// Thaws all processes.
+    pub(crate) fn resume(&self) -> Encoded {
+        self.cgroup()?.thaw().map_err(|error| internal(&error))?;
+        Ok(empty())
+    }
+
+    /// Whether the processes are frozen.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen())
+    }
+
+    /// Sets the resource limits in the text of a `linux.resources` object.
+    pub(crate) fn update(&self, resources_json: &str) -> Encoded {
+        let resources: LinuxResources = parse(resources_json, "the resources")?;
+        self.cgroup()?
+            .apply(&resources)
+            .map_err(|error| internal(&error))?;
+        Ok(empty())
+    }
+
+    /// Sends a signal to every process.
+    pub(crate) fn signal_all(&self, signal: i32) -> Encoded {
+        let signal = Signal::try_from(signal).map_err(|_| {
+            let text = format!("signal {signal} cannot be sent to all processes of a container");
+            Failure::new(Code::InvalidArgument, text)
+        })?;
+        let cgroup = self.cgroup()?;
+        let sent = match signal {
+            Signal::SIGKILL => cgroup.kill_all(),
+            other => cgroup.signal_all(other),
+        };
+        sent.map_err(|error| internal(&error))?;
+        Ok(empty())
+    }
+
+    /// Kills what is left, and removes the cgroup and the engine's files.
+    pub(crate) fn delete(&self) -> Encoded {
+        let deleted = self.engine.delete(&self.cgroup()?);
+        deleted.map_err(|error| engine_failure(&error))?;
+        Ok(empty())
+    }
+
+    fn cgroup(&self) -> Result<Cgroup, Failure> {
+        Cgroup::new(&self.cgroup_path).map_err(|error| internal(&error))
+    }
+
+    fn has_namespace(&self, kind: LinuxNamespaceType) -> bool {
+        let namespaces = self
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
+        namespaces
+            .into_iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == kind)
+    }
+}
+
+/// What turns the kernel's ticks since boot into milliseconds.
+struct Clock {
+    ticks_a_second: u64,
+    boot_millis: u64,
+}
+
+impl Clock {
+    fn read() -> Self {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+        let ticks_a_second = ticks
+            .and_then(|ticks| u64::try_from(ticks).ok())
+            .filter(|&ticks| ticks > 0);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let uptime = clock_gettime(ClockId::CLOCK_BOOTTIME)
+            .map(Into::into)
+            .unwrap_or_default();
+        let boot_millis = u64::try_from(now.saturating_sub(uptime).as_millis()).unwrap_or(0);
+        Self {
+            ticks_a_second: ticks_a_second.unwrap_or(100),
+            boot_millis,
+        }
+    }
+
+    fn millis(&self, ticks: u64) -> u64 {
+        ticks.saturating_mul(1000) / self.ticks_a_second
+    }
+}
+
+fn stdio(io: ProcessIo) -> Stdio {
+    match io {
+        ProcessIo::Files([stdin, stdout, stderr]) => Stdio::Files {
+            stdin,
+            stdout,
+            stderr,
+        },
+        ProcessIo::Terminal(path) => Stdio::Console(path),
+    }
+}
+
+fn parse<T: DeserializeOwned>(json: &str, what: &str) -> Result<T, Failure> {
+    serde_json::from_str(json).map_err(|error| {
+        let texts = vec![format!("cannot read {what}"), error.to_string()];
+        Failure::from_texts(Code::InvalidArgument, texts)
+    })
+}
+
+fn started(pid: Pid) -> Vec<u8> {
+    ProcessStarted {
+        pid: pid.as_raw().unsigned_abs(),
+    }
+    .encode_to_vec()
+}
+
+fn empty() -> Vec<u8> {
+    Empty {}.encode_to_vec()
+}
+
+fn internal(error: &(dyn Error + 'static)) -> Failure {
+    Failure::from_error(Code::Internal, error)
+}
+
+/// The engine's error, with the exit code that it stands for.
+fn engine_failure(error: &engine::Error) -> Failure {
+    let code = match error {
+        engine::Error::Unsupported { .. } => Code::InvalidArgument,
+        engine::Error::NotRunning(_) | engine::Error::Paused => Code::FailedPrecondition,
+        _ => Code::Internal,
+    };
+    Failure::from_error(code, error).with_exit_code(error.exit_code())
+}
