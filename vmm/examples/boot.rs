@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         console: Box::new(io::stdout()),
         verbose_console: false,
         rng: true,
+        vsock: None,
+        shares: Vec::new(),
     };
     let mut files = Vec::new();
     let mut arguments = std::env::args().skip(1);

@@ -17,7 +17,7 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// An uncompressed ELF kernel.
     pub kernel: PathBuf,
-    /// How to enter it; `None` takes PVH where the kernel has it.
+    /// How to enter it; `None` takes Linux's own protocol for Linux, PVH for others that have it.
     pub protocol: Option<BootProtocol>,
     /// The parts of the initramfs, in order.
     pub initramfs: Vec<Segment>,

@@ -23,6 +23,8 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 /// Xen's note that holds the 32-bit entry point for PVH.
 const XEN_PHYS32_ENTRY: u32 = 18;
+/// The owner of the notes that every Linux kernel has (`include/linux/elfnote-lto.h`, `build-salt.h`).
+const LINUX_OWNER: &[u8] = b"Linux\0\0\0";
 /// Notes of a kernel take some hundred bytes; more than this is not read.
 const NOTES_MAX: u64 = 64 << 10;
 /// A bzImage has its magic behind the boot sector (Linux x86 boot protocol, `header`).
@@ -42,9 +44,18 @@ pub(super) struct Kernel {
     file: File,
     path: PathBuf,
     entry: u64,
-    pvh_entry: Option<u64>,
+    notes: Notes,
     segments: Vec<Segment>,
     end: u64,
+}
+
+/// What the notes of a kernel say.
+#[derive(Debug, Clone, Copy, Default)]
+struct Notes {
+    /// It is Linux.
+    linux: bool,
+    /// The 32-bit entry for PVH.
+    pvh_entry: Option<u64>,
 }
 
 impl Kernel {
@@ -61,7 +72,12 @@ impl Kernel {
 
     /// The 32-bit PVH entry, a physical address, if the kernel has one.
     pub fn pvh_entry(&self) -> Option<u64> {
-        self.pvh_entry
+        self.notes.pvh_entry
+    }
+
+    /// Whether the kernel is Linux, whose 64-bit entry needs no note.
+    pub fn is_linux(&self) -> bool {
+        self.notes.linux
     }
 
     /// The first physical address behind the kernel and its zeroed data.
@@ -116,7 +132,7 @@ pub(super) fn open_regular(file: BootFile, path: &Path) -> Result<File, BootErro
 /// What the headers say.
 struct Headers {
     entry: u64,
-    pvh_entry: Option<u64>,
+    notes: Notes,
     segments: Vec<Segment>,
     end: u64,
 }
@@ -127,7 +143,7 @@ impl Headers {
             file,
             path: path.to_owned(),
             entry: self.entry,
-            pvh_entry: self.pvh_entry,
+            notes: self.notes,
             segments: self.segments,
             end: self.end,
         })
@@ -172,7 +188,7 @@ impl Parser<'_> {
         let table = self.bytes(u64_at(header, 32), count * u64::from(PROGRAM_HEADER_BYTES))?;
         let mut headers = Headers {
             entry: u64_at(header, 24),
-            pvh_entry: None,
+            notes: Notes::default(),
             segments: Vec::new(),
             end: 0,
         };
@@ -184,15 +200,15 @@ impl Parser<'_> {
             };
             match u32_at(program, 0) {
                 PT_LOAD => self.add(&mut headers, segment, u64_at(program, 40))?,
-                PT_NOTE if headers.pvh_entry.is_none() => {
+                PT_NOTE => {
                     let length = segment.file_length.min(NOTES_MAX);
-                    headers.pvh_entry = pvh_entry(&self.bytes(segment.offset, length)?);
+                    headers.notes.read(&self.bytes(segment.offset, length)?);
                 }
                 _ => {}
             }
         }
         let loaded = layout::HIGH_RAM_START..headers.end;
-        let entries = [Some(headers.entry), headers.pvh_entry];
+        let entries = [Some(headers.entry), headers.notes.pvh_entry];
         if !entries.iter().flatten().all(|entry| loaded.contains(entry)) {
             return Err(self.unsupported("its entry lies outside of its segments"));
         }
@@ -270,18 +286,39 @@ impl Parser<'_> {
     }
 }
 
-/// Finds the PVH entry in the notes of a kernel.
-fn pvh_entry(mut notes: &[u8]) -> Option<u64> {
-    loop {
+impl Notes {
+    /// Takes up what a segment of notes says; stops where it is cut short.
+    fn read(&mut self, mut notes: &[u8]) {
+        while let Some((note, rest)) = Note::split(notes) {
+            self.linux |= note.owner == LINUX_OWNER;
+            if note.owner == b"Xen\0" && note.kind == XEN_PHYS32_ENTRY {
+                let entry = note.description.first_chunk::<4>();
+                self.pvh_entry = entry.map(|e| u32::from_le_bytes(*e).into());
+            }
+            notes = rest;
+        }
+    }
+}
+
+/// A note; owner and description are padded to a multiple of four.
+struct Note<'a> {
+    owner: &'a [u8],
+    kind: u32,
+    description: &'a [u8],
+}
+
+impl<'a> Note<'a> {
+    fn split(notes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (head, rest) = notes.split_at_checked(12)?;
         let padded = |at| (u32_at(head, at) as usize).next_multiple_of(4);
-        let (name, rest) = rest.split_at_checked(padded(0))?;
+        let (owner, rest) = rest.split_at_checked(padded(0))?;
         let (description, rest) = rest.split_at_checked(padded(4))?;
-        if name == b"Xen\0" && u32_at(head, 8) == XEN_PHYS32_ENTRY {
-            let entry = description.first_chunk::<4>()?;
-            return Some(u32::from_le_bytes(*entry).into());
-        }
-        notes = rest;
+        let note = Self {
+            owner,
+            kind: u32_at(head, 8),
+            description,
+        };
+        Some((note, rest))
     }
 }
 

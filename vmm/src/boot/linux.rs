@@ -52,7 +52,7 @@ pub(super) fn write_zero_page(ram: &GuestRam, loaded: &Loaded) -> Result<(), Gue
 }
 
 /// Maps the first GiB to itself with 2 MiB pages.
-fn write_page_tables(ram: &GuestRam) -> Result<(), GuestMemoryError> {
+pub(crate) fn write_page_tables(ram: &GuestRam) -> Result<(), GuestMemoryError> {
     let [pml4, pdpt, pd] = [0, 1, 2].map(|page| layout::PAGE_TABLES + page * 4096);
     ram.write_obj(pdpt | PRESENT_WRITABLE, GuestAddress(pml4))?;
     ram.write_obj(pd | PRESENT_WRITABLE, GuestAddress(pdpt))?;

@@ -18,6 +18,7 @@ use crate::layout;
 use crate::memory::{Memory, MemorySize};
 
 pub use initramfs::Segment;
+pub(crate) use linux::write_page_tables;
 
 /// How a kernel is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +167,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
     pub kernel: &'a Path,
-    /// The protocol asked for, or none for the kernel's best.
+    /// The protocol asked for, or none for the one that suits the kernel.
     pub protocol: Option<BootProtocol>,
     pub initramfs: &'a [Segment],
     pub command_line: &'a str,
@@ -226,20 +227,7 @@ fn memory_map(size: MemorySize) -> Vec<MapEntry> {
 pub(crate) fn load(memory: &Memory, boot: &Boot<'_>) -> Result<Entry, BootError> {
     let ram = memory.ram();
     let kernel = elf::Kernel::open(boot.kernel)?;
-    let entry = match (boot.protocol, kernel.pvh_entry()) {
-        (None | Some(BootProtocol::Pvh), Some(address)) => Entry {
-            protocol: BootProtocol::Pvh,
-            address,
-        },
-        (Some(BootProtocol::Pvh), None) => {
-            let path = boot.kernel.to_owned();
-            return Err(BootError::NoPvhEntry { path });
-        }
-        (None | Some(BootProtocol::Linux64), _) => Entry {
-            protocol: BootProtocol::Linux64,
-            address: kernel.entry(),
-        },
-    };
+    let entry = entry(&kernel, boot)?;
     let low = memory.size().bytes().min(layout::MMIO_GAP_START);
     let parts = initramfs::Parts::open(boot.initramfs)?;
     let too_small = |need| BootError::TooSmall {
@@ -271,6 +259,28 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>) -> Result<Entry, BootError>
     }
     .map_err(BootError::Memory)?;
     Ok(entry)
+}
+
+/// Chooses how the kernel is entered. By PVH, Linux first looks for Xen at 256 places, each of them
+/// an exit; by its own protocol it does not. Another kernel is entered by PVH if it can be.
+fn entry(kernel: &elf::Kernel, boot: &Boot<'_>) -> Result<Entry, BootError> {
+    let pvh = |address| Entry {
+        protocol: BootProtocol::Pvh,
+        address,
+    };
+    let linux = Entry {
+        protocol: BootProtocol::Linux64,
+        address: kernel.entry(),
+    };
+    match (boot.protocol, kernel.pvh_entry()) {
+        (Some(BootProtocol::Pvh), Some(address)) => Ok(pvh(address)),
+        (Some(BootProtocol::Pvh), None) => {
+            let path = boot.kernel.to_owned();
+            Err(BootError::NoPvhEntry { path })
+        }
+        (None, Some(address)) if !kernel.is_linux() => Ok(pvh(address)),
+        (None | Some(BootProtocol::Linux64), _) => Ok(linux),
+    }
 }
 
 /// The command line with its NUL, if a kernel can take it.
