@@ -1,0 +1,47 @@
+# Everything a person or CI runs. Each target does the set-up that it needs.
+#
+#   make run                the sample bundle as a container and as a microVM
+#   make test               every test, on the host and in the lab
+#   make build              rt, its agent and the containerd shim, optimised
+#   make install PREFIX=…   build and install them (DESTDIR is respected)
+#   make guest              build the guest kernel and install it under /var/lib/rt/guests
+#   make lab CMD='…'        a command in a virtual machine that has KVM, whatever this one has
+#   make setup              install the Debian packages that are missing
+
+here := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+PREFIX ?= /usr/local
+CARGO ?= cargo
+release := $(here)/target/x86_64-unknown-linux-gnu/release
+
+.DEFAULT_GOAL := build
+.PHONY: run test build install guest lab setup bundles
+
+run: build guest bundles
+	@$(here)/integration/run-samples $(release)/rt
+
+test: setup guest
+	@cd $(here) && integration/run-tests
+
+build: setup
+	cd $(here) && $(CARGO) build --release -p runtime -p agent -p shim
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install $(release)/rt $(release)/rt-agent $(release)/containerd-shim-rt-v2 $(DESTDIR)$(PREFIX)/bin/
+	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-microvm
+
+guest: setup
+	@$(here)/vmm/kernel/build
+
+bundles: setup
+	@$(here)/oci-bundles/make-rootfs
+
+lab: setup
+	@[ -n "$$LAB_COMMAND" ] || { echo "usage: make lab CMD='uname -r'" >&2; exit 2; }
+	@$(here)/integration/lab/lab run sh -c "$$LAB_COMMAND"
+
+setup:
+	@$(here)/integration/setup
+
+# As it was typed: a dollar sign is the shell's, not make's.
+export LAB_COMMAND = $(value CMD)
