@@ -32,6 +32,9 @@ use share::SharedTree;
 const QUEUE_SIZE: u16 = 1024;
 /// RING_EVENT_IDX and RING_INDIRECT_DESC.
 const FEATURES: u64 = 1 << 29 | 1 << 28;
+/// The most descriptors, and bytes both ways, in a request: the largest carries 1 MiB of data.
+const MAX_DESCRIPTORS: usize = 1024;
+const MAX_BYTES: u64 = 2 << 20;
 /// The length of a tag in the configuration space.
 const TAG_LENGTH: usize = 36;
 /// The most request queues of a device.
@@ -264,12 +267,29 @@ impl Service {
     }
 }
 
+/// Whether a request can be one by its size. The server makes buffers as large as what a chain
+/// names, and descriptors may name the same memory again and again.
+fn is_bounded(chain: DescriptorChain<Arc<GuestRam>>) -> bool {
+    let mut bytes = 0u64;
+    for (count, descriptor) in chain.enumerate() {
+        bytes = bytes.saturating_add(descriptor.len().into());
+        if count >= MAX_DESCRIPTORS || bytes > MAX_BYTES {
+            return false;
+        }
+    }
+    true
+}
+
 /// Serves one request; says how long the answer is. What is no request gets none.
 fn handle(
     server: &Server<Arc<SharedTree>>,
     memory: &GuestRam,
     chain: DescriptorChain<Arc<GuestRam>>,
 ) -> usize {
+    if !is_bounded(chain.clone()) {
+        tracing::debug!("a file system request that is too large");
+        return 0;
+    }
     let reader = Reader::from_descriptor_chain(memory, chain.clone());
     let writer = VirtioFsWriter::new(memory, chain);
     let (reader, writer) = match (reader, writer) {

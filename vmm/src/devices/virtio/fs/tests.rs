@@ -349,6 +349,8 @@ fn nonsense_gets_no_answer_and_the_next_request_does() {
         &[(end, 64, READ), (ANSWER, 64, WRITE)],
         &[(REQUEST, 64, READ), (end - 8, 64, WRITE)],
         &[(REQUEST, u32::MAX, READ), (u64::MAX, 64, WRITE)],
+        // The same memory over and over: more than a request can be.
+        &[(0, 0x7f_0000, READ); 200],
     ] {
         assert_eq!(guest.raw(descriptors), 0);
     }
