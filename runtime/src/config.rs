@@ -75,7 +75,13 @@ impl Default for Config {
 
 impl Default for MicrovmConfig {
     fn default() -> Self {
-        Self { guests: PathBuf::from("/var/lib/rt/guests"), guest: None, agent: None, vcpus: 1, memory_mib: 256 }
+        Self {
+            guests: PathBuf::from("/var/lib/rt/guests"),
+            guest: None,
+            agent: None,
+            vcpus: 1,
+            memory_mib: 256,
+        }
     }
 }
 
@@ -88,15 +94,23 @@ impl Config {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
         match std::fs::read_to_string(file) {
             Ok(text) => Self::parse(file, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path: file.to_owned(), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: file.to_owned(),
+                source,
+            }),
         }
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let message = error.to_string().trim_end().to_owned();
-            ConfigError::Parse { path: path.to_owned(), message }
+            ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            }
         })
     }
 
@@ -148,6 +162,9 @@ mod tests {
     #[test]
     fn a_named_file_must_be_there() {
         let error = Config::load(Some(Path::new("/nonexistent/rt.toml"))).unwrap_err();
-        assert_eq!(error.to_string(), "read the configuration /nonexistent/rt.toml");
+        assert_eq!(
+            error.to_string(),
+            "read the configuration /nonexistent/rt.toml"
+        );
     }
 }

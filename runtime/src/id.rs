@@ -28,7 +28,9 @@ pub enum IdError {
     #[error("invalid container ID format: {0:?} names a directory")]
     Dots(String),
     /// A character outside of the alphabet.
-    #[error("invalid container ID format: {character:?} in {id:?}: use letters, digits and `_+-.` only")]
+    #[error(
+        "invalid container ID format: {character:?} in {id:?}: use letters, digits and `_+-.` only"
+    )]
     Character {
         /// The id as given.
         id: String,
@@ -62,8 +64,14 @@ impl FromStr for ContainerId {
         if id == "." || id == ".." {
             return Err(IdError::Dots(id.to_owned()));
         }
-        match id.chars().find(|c| !(c.is_ascii_alphanumeric() || "_+-.".contains(*c))) {
-            Some(character) => Err(IdError::Character { id: id.to_owned(), character }),
+        match id
+            .chars()
+            .find(|c| !(c.is_ascii_alphanumeric() || "_+-.".contains(*c)))
+        {
+            Some(character) => Err(IdError::Character {
+                id: id.to_owned(),
+                character,
+            }),
             None => Ok(Self(id.to_owned())),
         }
     }
@@ -102,7 +110,15 @@ mod tests {
     #[test]
     fn ids_that_clients_use_are_accepted() {
         let docker = "f".repeat(64);
-        for id in ["a", "test_1", "a.b-c+d", "-leading", "...", &docker, &"x".repeat(255)] {
+        for id in [
+            "a",
+            "test_1",
+            "a.b-c+d",
+            "-leading",
+            "...",
+            &docker,
+            &"x".repeat(255),
+        ] {
             assert_eq!(id.parse::<ContainerId>().unwrap().as_str(), id);
         }
     }
@@ -110,18 +126,27 @@ mod tests {
     #[test]
     fn ids_that_would_leave_the_directory_are_refused() {
         for id in ["../x", "a/b", "/", "a\0b", "a b", "ä", "~x"] {
-            assert!(matches!(id.parse::<ContainerId>(), Err(IdError::Character { .. })), "{id:?}");
+            assert!(
+                matches!(id.parse::<ContainerId>(), Err(IdError::Character { .. })),
+                "{id:?}"
+            );
         }
         assert_eq!("".parse::<ContainerId>(), Err(IdError::Empty));
         assert_eq!(".".parse::<ContainerId>(), Err(IdError::Dots(".".into())));
         assert_eq!("..".parse::<ContainerId>(), Err(IdError::Dots("..".into())));
-        assert_eq!("x".repeat(256).parse::<ContainerId>(), Err(IdError::TooLong { length: 256 }));
+        assert_eq!(
+            "x".repeat(256).parse::<ContainerId>(),
+            Err(IdError::TooLong { length: 256 })
+        );
     }
 
     #[test]
     fn the_error_shows_the_character() {
         let error = "a/b".parse::<ContainerId>().unwrap_err().to_string();
-        assert_eq!(error, "invalid container ID format: '/' in \"a/b\": use letters, digits and `_+-.` only");
+        assert_eq!(
+            error,
+            "invalid container ID format: '/' in \"a/b\": use letters, digits and `_+-.` only"
+        );
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! The library behind the `rt` command: bundles, the state record, the lifecycle and the two isolation models.
 //!
-//! Data flows one way: command line or shim, lifecycle, [`isolation`], kernel. The command line and the shim hold
+//! Data flows one way: command line or shim, [`lifecycle`], [`isolation`], kernel. The command line and the shim hold
 //! no lifecycle logic.
 
 pub mod bundle;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod guest;
-pub mod hooks;
 pub mod id;
+pub mod image;
 pub mod isolation;
+pub mod lifecycle;
 pub mod process;
 pub mod signal;
 pub mod state;
@@ -43,6 +46,9 @@ mod tests {
     #[test]
     fn a_chain_reads_from_the_operation_to_the_cause() {
         let error = Outer(std::io::Error::from_raw_os_error(libc::ENOENT));
-        assert_eq!(error_chain(&error), "open the door: No such file or directory (os error 2)");
+        assert_eq!(
+            error_chain(&error),
+            "open the door: No such file or directory (os error 2)"
+        );
     }
 }

@@ -1,2 +1,7 @@
 //! The `rt` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(runtime::cli::main(std::env::args_os()))
+}

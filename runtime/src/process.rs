@@ -28,7 +28,10 @@ impl ProcessId {
     /// There is none.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = Stat::read(pid)?;
-        Ok(Self { pid, start_time: stat.start_time })
+        Ok(Self {
+            pid,
+            start_time: stat.start_time,
+        })
     }
 
     /// Whether it runs: a zombie does not.
@@ -43,7 +46,9 @@ impl ProcessId {
     pub fn open(self) -> io::Result<Option<PidFd>> {
         match PidFd::open(self.pid) {
             // Opened first and compared then: the descriptor cannot change its process.
-            Ok(fd) => Ok(Stat::read(self.pid).is_ok_and(|stat| stat.start_time == self.start_time).then_some(fd)),
+            Ok(fd) => Ok(Stat::read(self.pid)
+                .is_ok_and(|stat| stat.start_time == self.start_time)
+                .then_some(fd)),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(error) => Err(error),
         }
@@ -77,9 +82,20 @@ impl PidFd {
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: a null siginfo is allowed; the descriptor is open.
-        let result =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal.number(), none, 0) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal.number(),
+                none,
+                0,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Waits until the process has ended (a zombie has), at most `limit`. Says whether it has.
@@ -89,7 +105,10 @@ impl PidFd {
     pub fn wait_exit(&self, limit: Duration) -> io::Result<bool> {
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         loop {
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+            match poll(
+                &mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)],
+                timeout,
+            ) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -114,7 +133,8 @@ struct Stat {
 impl Stat {
     fn read(pid: i32) -> io::Result<Self> {
         let text = std::fs::read(format!("/proc/{pid}/stat"))?;
-        Self::parse(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has an unknown form")))
+        Self::parse(&text)
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has an unknown form")))
     }
 
     /// The second field, the command's name, is in parentheses and may hold anything, so counting begins behind the
@@ -140,7 +160,13 @@ mod tests {
     #[test]
     fn the_name_of_a_process_cannot_forge_its_state() {
         let text = b"17 (a) Z 1 (x)) S 1 17 17 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 1";
-        assert_eq!(Stat::parse(text), Some(Stat { state: 'S', start_time: 98765 }));
+        assert_eq!(
+            Stat::parse(text),
+            Some(Stat {
+                state: 'S',
+                start_time: 98765
+            })
+        );
         assert_eq!(Stat::parse(b"17 (a) S 1"), None);
         assert_eq!(Stat::parse(b""), None);
     }
@@ -150,7 +176,10 @@ mod tests {
         let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
         assert!(me.is_alive());
         assert!(me.open().unwrap().is_some());
-        let earlier = ProcessId { start_time: me.start_time - 1, ..me };
+        let earlier = ProcessId {
+            start_time: me.start_time - 1,
+            ..me
+        };
         assert!(!earlier.is_alive());
         assert!(earlier.open().unwrap().is_none());
     }

@@ -72,7 +72,11 @@ impl TryFrom<i32> for Signal {
     type Error = UnknownSignal;
 
     fn try_from(number: i32) -> Result<Self, UnknownSignal> {
-        if (0..=LAST).contains(&number) { Ok(Self(number)) } else { Err(UnknownSignal(number.to_string())) }
+        if (0..=LAST).contains(&number) {
+            Ok(Self(number))
+        } else {
+            Err(UnknownSignal(number.to_string()))
+        }
     }
 }
 
@@ -132,15 +136,36 @@ mod tests {
 
     #[test]
     fn real_time_signals_count_from_both_ends() {
-        for (text, number) in [("RTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX", 64), ("SIGRTMAX-2", 62), ("64", 64)] {
+        for (text, number) in [
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX", 64),
+            ("SIGRTMAX-2", 62),
+            ("64", 64),
+        ] {
             assert_eq!(text.parse::<Signal>().unwrap().number(), number, "{text}");
         }
     }
 
     #[test]
     fn what_is_no_signal_is_refused() {
-        for text in ["", "SIG", "NOPE", "65", "-9", "9x", "RTMIN+99", "RTMAX--1", "RTMIN+-1", "99999999999"] {
-            assert_eq!(text.parse::<Signal>(), Err(UnknownSignal(text.into())), "{text}");
+        for text in [
+            "",
+            "SIG",
+            "NOPE",
+            "65",
+            "-9",
+            "9x",
+            "RTMIN+99",
+            "RTMAX--1",
+            "RTMIN+-1",
+            "99999999999",
+        ] {
+            assert_eq!(
+                text.parse::<Signal>(),
+                Err(UnknownSignal(text.into())),
+                "{text}"
+            );
         }
     }
 }

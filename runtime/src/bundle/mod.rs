@@ -130,13 +130,28 @@ impl Bundle {
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
         let dir = dir
             .canonicalize()
-            .and_then(|path| if path.is_dir() { Ok(path) } else { Err(io::ErrorKind::NotADirectory.into()) })
-            .map_err(|source| BundleError::Directory { path: dir.to_owned(), source })?;
+            .and_then(|path| {
+                if path.is_dir() {
+                    Ok(path)
+                } else {
+                    Err(io::ErrorKind::NotADirectory.into())
+                }
+            })
+            .map_err(|source| BundleError::Directory {
+                path: dir.to_owned(),
+                source,
+            })?;
         let path = dir.join(CONFIG_FILE);
         let text = read_config(&dir, &path)?;
-        let (spec, vm) = parse(&path, &text)?;
+        let (mut spec, vm) = parse(&path, &text)?;
         let rootfs = check(&dir, &path, &spec)?;
-        Ok(Self { dir, rootfs, spec, vm })
+        make_absolute(&dir, &rootfs, &mut spec);
+        Ok(Self {
+            dir,
+            rootfs,
+            spec,
+            vm,
+        })
     }
 
     /// The bundle's directory, absolute and without symbolic links.
@@ -149,7 +164,7 @@ impl Bundle {
         &self.rootfs
     }
 
-    /// The configuration without its `vm` section.
+    /// The configuration without its `vm` section; `root.path` and the sources of bind mounts are absolute.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
@@ -167,6 +182,18 @@ impl Bundle {
     /// All annotations.
     pub fn annotations(&self) -> Option<&HashMap<String, String>> {
         self.spec.annotations().as_ref()
+    }
+
+    /// The configuration as JSON, with the `vm` section, as [`load_config`] reads it.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut value = serde_json::to_value(&self.spec)?;
+        if let (Some(config), Some(vm)) = (value.as_object_mut(), &self.vm) {
+            config.insert("vm".to_owned(), serde_json::to_value(vm)?);
+        }
+        serde_json::to_vec(&value)
     }
 
     /// The same bundle with `linux.cgroupsPath` replaced by the path that was resolved for it.
@@ -189,12 +216,21 @@ pub fn load_config(path: &Path) -> Result<(Spec, Option<VmSection>), BundleError
 }
 
 fn read_config(bundle: &Path, path: &Path) -> Result<Vec<u8>, BundleError> {
-    let read_error = |source| BundleError::Read { path: path.to_owned(), source };
+    let read_error = |source| BundleError::Read {
+        path: path.to_owned(),
+        source,
+    };
     // O_NONBLOCK: a FIFO under this name must not hold us.
-    let file = match std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+    let file = match std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(BundleError::NoConfig { bundle: bundle.to_owned() });
+            return Err(BundleError::NoConfig {
+                bundle: bundle.to_owned(),
+            });
         }
         Err(error) => return Err(read_error(error)),
     };
@@ -202,18 +238,27 @@ fn read_config(bundle: &Path, path: &Path) -> Result<Vec<u8>, BundleError> {
         return Err(read_error(io::Error::other("not a regular file")));
     }
     let mut text = Vec::new();
-    file.take(CONFIG_LIMIT + 1).read_to_end(&mut text).map_err(read_error)?;
+    file.take(CONFIG_LIMIT + 1)
+        .read_to_end(&mut text)
+        .map_err(read_error)?;
     if text.len() as u64 > CONFIG_LIMIT {
-        return Err(BundleError::TooLarge { path: path.to_owned() });
+        return Err(BundleError::TooLarge {
+            path: path.to_owned(),
+        });
     }
     Ok(text)
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleError> {
-    let mut value: Value = serde_json::from_slice(text)
-        .map_err(|source| BundleError::Syntax { path: path.to_owned(), source })?;
+    let mut value: Value = serde_json::from_slice(text).map_err(|source| BundleError::Syntax {
+        path: path.to_owned(),
+        source,
+    })?;
     // oci-spec requires `vm.kernel` and does not know `hwConfig`: we read that section ourselves.
-    let vm = match value.as_object_mut().and_then(|config| config.shift_remove("vm")) {
+    let vm = match value
+        .as_object_mut()
+        .and_then(|config| config.shift_remove("vm"))
+    {
         None | Some(Value::Null) => None,
         Some(section) => Some(typed::<VmSection>(path, "vm.", section)?),
     };
@@ -222,19 +267,36 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleEr
 }
 
 /// Deserializes `value`, naming the place of an error.
-fn typed<T: serde::de::DeserializeOwned>(path: &Path, prefix: &str, value: Value) -> Result<T, BundleError> {
+fn typed<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    prefix: &str,
+    value: Value,
+) -> Result<T, BundleError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let at = format!("{prefix}{}", error.path());
-        BundleError::Value { path: path.to_owned(), at, source: error.into_inner() }
+        BundleError::Value {
+            path: path.to_owned(),
+            at,
+            source: error.into_inner(),
+        }
     })
 }
 
 fn check(dir: &Path, path: &Path, spec: &Spec) -> Result<PathBuf, BundleError> {
-    let missing = |property| BundleError::Missing { path: path.to_owned(), property };
-    let invalid =
-        |property, problem: &str| BundleError::Invalid { path: path.to_owned(), property, problem: problem.to_owned() };
+    let missing = |property| BundleError::Missing {
+        path: path.to_owned(),
+        property,
+    };
+    let invalid = |property, problem: &str| BundleError::Invalid {
+        path: path.to_owned(),
+        property,
+        problem: problem.to_owned(),
+    };
     if !version_is_supported(spec.version()) {
-        return Err(BundleError::Version { path: path.to_owned(), version: spec.version().clone() });
+        return Err(BundleError::Version {
+            path: path.to_owned(),
+            version: spec.version().clone(),
+        });
     }
     let process = spec.process().as_ref().ok_or(missing("process"))?;
     if process.args().as_ref().is_none_or(|args| args.is_empty()) {
@@ -248,12 +310,34 @@ fn check(dir: &Path, path: &Path, spec: &Spec) -> Result<PathBuf, BundleError> {
     }
     let root = spec.root().as_ref().ok_or(missing("root"))?;
     let rootfs = dir.join(root.path());
-    let rootfs_error = |source| BundleError::Rootfs { path: path.to_owned(), rootfs: rootfs.clone(), source };
+    let rootfs_error = |source| BundleError::Rootfs {
+        path: path.to_owned(),
+        rootfs: rootfs.clone(),
+        source,
+    };
     let resolved = rootfs.canonicalize().map_err(rootfs_error)?;
     if !resolved.is_dir() {
         return Err(rootfs_error(io::ErrorKind::NotADirectory.into()));
     }
     Ok(resolved)
+}
+
+/// Paths on the host count from the bundle's directory; from here on nobody needs to know it.
+fn make_absolute(dir: &Path, rootfs: &Path, spec: &mut Spec) {
+    if let Some(root) = spec.root_mut() {
+        root.set_path(rootfs.to_owned());
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let bind = mount.typ().as_deref() == Some("bind")
+            || mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| option == "bind" || option == "rbind");
+        if let Some(source) = mount.source().as_ref().filter(|_| bind) {
+            mount.set_source(Some(dir.join(source)));
+        }
+    }
 }
 
 /// 1.x in every form that clients send: `1.0.2-dev`, `1.3.0`, and minor versions still to come. Within a major
@@ -294,7 +378,10 @@ mod tests {
     fn a_valid_bundle_loads_with_its_root() {
         let dir = bundle(VALID);
         let loaded = Bundle::load(dir.path()).unwrap();
-        assert_eq!(loaded.rootfs(), dir.path().canonicalize().unwrap().join("rootfs"));
+        assert_eq!(
+            loaded.rootfs(),
+            dir.path().canonicalize().unwrap().join("rootfs")
+        );
         assert!(loaded.vm().is_none());
     }
 
@@ -308,7 +395,10 @@ mod tests {
             error_of(&VALID.replace("[\"sh\"]", "\"sh\"")),
             "B/config.json: at `process.args`: invalid type: string \"sh\", expected a sequence"
         );
-        assert_eq!(error_of("[]"), "B/config.json: at `.`: invalid length 0, expected struct Spec with 14 elements");
+        assert_eq!(
+            error_of("[]"),
+            "B/config.json: at `.`: invalid length 0, expected struct Spec with 14 elements"
+        );
         assert_eq!(
             error_of(&VALID.replace("1.2.0", "2.0.0")),
             "B/config.json: `ociVersion` is \"2.0.0\": versions 1.x are supported"
@@ -317,19 +407,31 @@ mod tests {
             error_of(&VALID.replace("\"path\":\"rootfs\"", "\"path\":\"nowhere\"")),
             "root file system B/nowhere, which `root.path` in B/config.json names: No such file or directory (os error 2)"
         );
-        assert_eq!(error_of(&VALID.replace("[\"sh\"]", "[]")), "B/config.json: `process.args` must name a program");
-        assert_eq!(error_of(r#"{"ociVersion":"1.0.0"}"#), "B/config.json: `process` is missing");
+        assert_eq!(
+            error_of(&VALID.replace("[\"sh\"]", "[]")),
+            "B/config.json: `process.args` must name a program"
+        );
+        assert_eq!(
+            error_of(r#"{"ociVersion":"1.0.0"}"#),
+            "B/config.json: `process` is missing"
+        );
     }
 
     #[test]
     fn a_directory_without_config_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(message(&dir), "JSON specification file config.json not found in B: `rt spec` writes one");
+        assert_eq!(
+            message(&dir),
+            "JSON specification file config.json not found in B: `rt spec` writes one"
+        );
     }
 
     #[test]
     fn the_vm_section_needs_no_kernel_and_has_hw_config() {
-        let dir = bundle(&VALID.replace("\"linux\"", r#""vm":{"hwConfig":{"vcpus":2,"memory":268435456}},"linux""#));
+        let dir = bundle(&VALID.replace(
+            "\"linux\"",
+            r#""vm":{"hwConfig":{"vcpus":2,"memory":268435456}},"linux""#,
+        ));
         let loaded = Bundle::load(dir.path()).unwrap();
         let hw = loaded.vm().unwrap().hw_config.clone().unwrap();
         assert_eq!((hw.vcpus, hw.memory), (Some(2), Some(268_435_456)));
@@ -341,7 +443,10 @@ mod tests {
 
     #[test]
     fn unknown_properties_are_ignored_as_the_specification_says() {
-        assert!(Bundle::load(bundle(&VALID.replace("\"linux\"", "\"x\":{\"y\":1},\"linux\"")).path()).is_ok());
+        assert!(
+            Bundle::load(bundle(&VALID.replace("\"linux\"", "\"x\":{\"y\":1},\"linux\"")).path())
+                .is_ok()
+        );
     }
 
     #[test]

@@ -1,16 +1,68 @@
 //! The container model: the engine on the host's kernel.
+//!
+//! The bundle and the container's processes are hostile; the engine treats them so. What this module adds is the
+//! mapping of the trait to the engine, which lives in `engine/` of the container's directory.
 
+use std::io;
+use std::path::PathBuf;
+
+use engine::cgroup::Cgroup;
+use engine::{CreateRequest, Engine, Stdio};
+use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
 use super::{CreateContext, ExecRequest, Isolation, IsolationError, Model, Target};
+use crate::bundle;
+use crate::process::PidFd;
 use crate::signal::Signal;
+use crate::state::SAVED_CONFIG;
+
+/// The engine's directory in a container's.
+const ENGINE_DIR: &str = "engine";
 
 /// The model.
 #[derive(Debug)]
 pub struct ContainerModel;
 
-fn missing(operation: &'static str) -> IsolationError {
-    IsolationError::Unsupported { model: Model::Container, operation, reason: "it is not in this build yet" }
+/// A signal that could not be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("send {signal} to process {pid}")]
+struct SignalError {
+    signal: Signal,
+    pid: i32,
+    #[source]
+    source: io::Error,
+}
+
+fn engine_of(container: &Target<'_>) -> Engine {
+    Engine::new(container.dir.join(ENGINE_DIR))
+}
+
+fn cgroup_of(container: &Target<'_>) -> Result<Cgroup, IsolationError> {
+    Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)
+}
+
+fn stdio(console_socket: Option<&std::path::Path>) -> Stdio {
+    console_socket.map_or(Stdio::Inherit, |socket| {
+        Stdio::Console(PathBuf::from(socket))
+    })
+}
+
+/// Sends a signal to a process; that it is gone is an error of its own.
+fn signal_process(pid: i32, signal: Signal) -> Result<(), IsolationError> {
+    PidFd::open(pid)
+        .and_then(|process| process.signal(signal))
+        .map_err(|source| {
+            if source.raw_os_error() == Some(libc::ESRCH) {
+                IsolationError::NotRunning
+            } else {
+                IsolationError::failed(SignalError {
+                    signal,
+                    pid,
+                    source,
+                })
+            }
+        })
 }
 
 impl Isolation for ContainerModel {
@@ -22,39 +74,110 @@ impl Isolation for ContainerModel {
         true
     }
 
-    fn create(&self, _: &CreateContext<'_>) -> Result<i32, IsolationError> {
-        Err(missing("create"))
+    fn create(&self, context: &CreateContext<'_>) -> Result<i32, IsolationError> {
+        let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+        let request = CreateRequest {
+            id: context.id.as_str(),
+            spec: context.bundle.spec(),
+            bundle: context.bundle.dir(),
+            cgroup: &cgroup,
+            stdio: stdio(context.console_socket),
+            preserve_fds: context.preserve_fds,
+            no_pivot: context.no_pivot,
+            no_new_keyring: context.no_new_keyring,
+        };
+        let created = Engine::new(context.dir.join(ENGINE_DIR))
+            .create(request)
+            .map_err(IsolationError::failed)?;
+        Ok(created.pid.as_raw())
     }
 
-    fn start(&self, _: &Target<'_>) -> Result<(), IsolationError> {
-        Err(missing("start"))
+    fn start(&self, container: &Target<'_>) -> Result<(), IsolationError> {
+        engine_of(container).start().map_err(IsolationError::failed)
     }
 
-    fn kill(&self, _: &Target<'_>, _: Signal, _: bool) -> Result<(), IsolationError> {
-        Err(missing("kill"))
-    }
-
-    fn delete(&self, _: &Target<'_>) -> Result<(), IsolationError> {
+    fn kill(
+        &self,
+        container: &Target<'_>,
+        signal: Signal,
+        all: bool,
+    ) -> Result<(), IsolationError> {
+        if !all {
+            return signal_process(container.pid.ok_or(IsolationError::NotRunning)?, signal);
+        }
+        for pid in cgroup_of(container)?
+            .pids()
+            .map_err(IsolationError::failed)?
+        {
+            match signal_process(pid.as_raw(), signal) {
+                // It ended since the list was read.
+                Err(IsolationError::NotRunning) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
-    fn exec(&self, _: &Target<'_>, _: &ExecRequest<'_>) -> Result<i32, IsolationError> {
-        Err(missing("exec"))
+    fn delete(&self, container: &Target<'_>) -> Result<(), IsolationError> {
+        engine_of(container)
+            .delete(&cgroup_of(container)?)
+            .map_err(IsolationError::failed)
     }
 
-    fn pause(&self, _: &Target<'_>) -> Result<(), IsolationError> {
-        Err(missing("pause"))
+    fn exec(
+        &self,
+        container: &Target<'_>,
+        request: &ExecRequest<'_>,
+    ) -> Result<i32, IsolationError> {
+        let init = container.process.ok_or(IsolationError::NotRunning)?;
+        let (spec, _) = bundle::load_config(&container.dir.join(SAVED_CONFIG))
+            .map_err(IsolationError::failed)?;
+        let cgroup = cgroup_of(container)?;
+        let request = engine::ExecRequest {
+            init: Pid::from_raw(init.pid),
+            init_start: init.start_time,
+            process: request.process,
+            seccomp: spec
+                .linux()
+                .as_ref()
+                .and_then(|linux| linux.seccomp().as_ref()),
+            cgroup: &cgroup,
+            sub_cgroup: request.cgroup,
+            stdio: stdio(request.console_socket),
+            preserve_fds: request.preserve_fds,
+            ignore_paused: request.ignore_paused,
+            no_new_keyring: false,
+        };
+        let created = engine_of(container)
+            .exec(request)
+            .map_err(IsolationError::failed)?;
+        Ok(created.pid.as_raw())
     }
 
-    fn resume(&self, _: &Target<'_>) -> Result<(), IsolationError> {
-        Err(missing("resume"))
+    fn pause(&self, container: &Target<'_>) -> Result<(), IsolationError> {
+        cgroup_of(container)?
+            .freeze()
+            .map_err(IsolationError::failed)
     }
 
-    fn update(&self, _: &Target<'_>, _: &LinuxResources) -> Result<(), IsolationError> {
-        Err(missing("update"))
+    fn resume(&self, container: &Target<'_>) -> Result<(), IsolationError> {
+        cgroup_of(container)?.thaw().map_err(IsolationError::failed)
     }
 
-    fn processes(&self, _: &Target<'_>) -> Result<Vec<i32>, IsolationError> {
-        Err(missing("list processes"))
+    fn update(
+        &self,
+        container: &Target<'_>,
+        resources: &LinuxResources,
+    ) -> Result<(), IsolationError> {
+        cgroup_of(container)?
+            .apply(resources)
+            .map_err(IsolationError::failed)
+    }
+
+    fn processes(&self, container: &Target<'_>) -> Result<Vec<i32>, IsolationError> {
+        let pids = cgroup_of(container)?
+            .pids()
+            .map_err(IsolationError::failed)?;
+        Ok(pids.into_iter().map(Pid::as_raw).collect())
     }
 }

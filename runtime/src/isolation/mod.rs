@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::id::ContainerId;
+use crate::process::ProcessId;
 use crate::signal::Signal;
 
 pub use container::ContainerModel;
@@ -55,7 +56,12 @@ impl Model {
     /// The model that the name of the binary stands for: `rt-container`, `rt-microvm`. Clients such as podman can
     /// give a path and no flags.
     pub fn of_binary(argv0: &Path) -> Option<Self> {
-        argv0.file_name()?.to_str()?.strip_prefix("rt-")?.parse().ok()
+        argv0
+            .file_name()?
+            .to_str()?
+            .strip_prefix("rt-")?
+            .parse()
+            .ok()
     }
 }
 
@@ -98,7 +104,9 @@ pub fn select(
     config: &Config,
     binary: Option<Model>,
 ) -> Result<Model, SelectionError> {
-    let annotation = bundle.annotation(ISOLATION_ANNOTATION).filter(|_| config.allows_annotation(ISOLATION_ANNOTATION));
+    let annotation = bundle
+        .annotation(ISOLATION_ANNOTATION)
+        .filter(|_| config.allows_annotation(ISOLATION_ANNOTATION));
     Ok(if let Some(model) = flag {
         model
     } else if let Some(name) = annotation {
@@ -171,8 +179,10 @@ pub struct Target<'a> {
     pub dir: &'a Path,
     /// The cgroup, as [`CreateContext::cgroup_path`].
     pub cgroup_path: &'a Path,
-    /// The init process as the host sees it, if it is alive.
+    /// The pid of the init process as the host sees it, if it is alive.
     pub pid: Option<i32>,
+    /// The init process, told apart from later ones with the same pid; set when `pid` is.
+    pub process: Option<ProcessId>,
     /// The administrator's configuration.
     pub config: &'a Config,
 }
@@ -188,6 +198,8 @@ pub struct ExecRequest<'a> {
     pub preserve_fds: u32,
     /// A cgroup below the container's to put the process into.
     pub cgroup: Option<&'a Path>,
+    /// Go on although the container is paused; the process then waits until it is resumed.
+    pub ignore_paused: bool,
 }
 
 /// An isolation model.
@@ -221,7 +233,8 @@ pub trait Isolation: Sync {
     ///
     /// # Errors
     /// [`IsolationError::NotRunning`] if nobody is there to get it.
-    fn kill(&self, container: &Target<'_>, signal: Signal, all: bool) -> Result<(), IsolationError>;
+    fn kill(&self, container: &Target<'_>, signal: Signal, all: bool)
+    -> Result<(), IsolationError>;
 
     /// Removes whatever the model made for the container: processes, cgroups, mounts, files. Called also for a container
     /// that is half made or half removed, and then again: what is not there is no error. Not the container's directory
@@ -236,7 +249,11 @@ pub trait Isolation: Sync {
     ///
     /// # Errors
     /// The process could not be started.
-    fn exec(&self, container: &Target<'_>, request: &ExecRequest<'_>) -> Result<i32, IsolationError>;
+    fn exec(
+        &self,
+        container: &Target<'_>,
+        request: &ExecRequest<'_>,
+    ) -> Result<i32, IsolationError>;
 
     /// Stops all processes where they are.
     ///
@@ -254,7 +271,11 @@ pub trait Isolation: Sync {
     ///
     /// # Errors
     /// A limit could not be set.
-    fn update(&self, container: &Target<'_>, resources: &LinuxResources) -> Result<(), IsolationError>;
+    fn update(
+        &self,
+        container: &Target<'_>,
+        resources: &LinuxResources,
+    ) -> Result<(), IsolationError>;
 
     /// The pids of the container's processes: the host's for the container model, the guest's for a microVM.
     ///
@@ -284,25 +305,49 @@ mod tests {
 
     #[test]
     fn each_source_of_the_model_yields_to_the_one_before_it() {
-        let microvm_config = Config { isolation: Some(Model::Microvm), ..Config::default() };
-        let container_config = Config { isolation: Some(Model::Container), ..Config::default() };
+        let microvm_config = Config {
+            isolation: Some(Model::Microvm),
+            ..Config::default()
+        };
+        let container_config = Config {
+            isolation: Some(Model::Container),
+            ..Config::default()
+        };
         let (_plain_dir, plain) = bundle("");
         let (_vm_dir, vm) = bundle(VM);
         let (_both_dir, both) = bundle(&format!("{VM}{CONTAINER_ANNOTATION}"));
         let default = Config::default();
 
         assert_eq!(select(None, &plain, &default, None), Ok(Model::Container));
-        assert_eq!(select(None, &plain, &default, Some(Model::Microvm)), Ok(Model::Microvm));
-        assert_eq!(select(None, &plain, &container_config, Some(Model::Microvm)), Ok(Model::Container));
-        assert_eq!(select(None, &vm, &container_config, None), Ok(Model::Microvm));
-        assert_eq!(select(None, &both, &microvm_config, None), Ok(Model::Container));
-        assert_eq!(select(Some(Model::Microvm), &both, &default, None), Ok(Model::Microvm));
+        assert_eq!(
+            select(None, &plain, &default, Some(Model::Microvm)),
+            Ok(Model::Microvm)
+        );
+        assert_eq!(
+            select(None, &plain, &container_config, Some(Model::Microvm)),
+            Ok(Model::Container)
+        );
+        assert_eq!(
+            select(None, &vm, &container_config, None),
+            Ok(Model::Microvm)
+        );
+        assert_eq!(
+            select(None, &both, &microvm_config, None),
+            Ok(Model::Container)
+        );
+        assert_eq!(
+            select(Some(Model::Microvm), &both, &default, None),
+            Ok(Model::Microvm)
+        );
     }
 
     #[test]
     fn an_annotation_that_is_not_allowed_does_not_count() {
         let (_dir, both) = bundle(&format!("{VM}{CONTAINER_ANNOTATION}"));
-        let config = Config { annotations: Vec::new(), ..Config::default() };
+        let config = Config {
+            annotations: Vec::new(),
+            ..Config::default()
+        };
         assert_eq!(select(None, &both, &config, None), Ok(Model::Microvm));
     }
 
@@ -314,13 +359,22 @@ mod tests {
             crate::error_chain(&error),
             "annotation `dev.rt.isolation`: unknown isolation model \"vm\": use `container` or `microvm`"
         );
-        assert_eq!(select(Some(Model::Container), &wrong, &Config::default(), None), Ok(Model::Container));
+        assert_eq!(
+            select(Some(Model::Container), &wrong, &Config::default(), None),
+            Ok(Model::Container)
+        );
     }
 
     #[test]
     fn the_binary_name_stands_for_a_model() {
-        assert_eq!(Model::of_binary(Path::new("/usr/bin/rt-microvm")), Some(Model::Microvm));
-        assert_eq!(Model::of_binary(Path::new("rt-container")), Some(Model::Container));
+        assert_eq!(
+            Model::of_binary(Path::new("/usr/bin/rt-microvm")),
+            Some(Model::Microvm)
+        );
+        assert_eq!(
+            Model::of_binary(Path::new("rt-container")),
+            Some(Model::Container)
+        );
         assert_eq!(Model::of_binary(Path::new("rt")), None);
         assert_eq!(Model::of_binary(Path::new("microvm")), None);
     }

@@ -98,7 +98,11 @@ impl StateError {
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
-    move |source| StateError::Io { operation, path, source }
+    move |source| StateError::Io {
+        operation,
+        path,
+        source,
+    }
 }
 
 /// The directory of all containers.
@@ -130,16 +134,30 @@ impl Store {
         }
         self.sweep();
         let pending = self.pending("new")?;
-        DirBuilder::new().mode(0o700).create(&pending).map_err(io_error("create", &pending))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&pending)
+            .map_err(io_error("create", &pending))?;
         let made = Self::fill(&pending, &record).and_then(|lock| {
-            renameat2(None, &pending, None, &dir, RenameFlags::RENAME_NOREPLACE).map_err(|errno| match errno {
-                nix::errno::Errno::EEXIST => StateError::Exists { id: id.clone() },
-                errno => StateError::Io { operation: "create", path: dir.clone(), source: errno.into() },
-            })?;
+            renameat2(None, &pending, None, &dir, RenameFlags::RENAME_NOREPLACE).map_err(
+                |errno| match errno {
+                    nix::errno::Errno::EEXIST => StateError::Exists { id: id.clone() },
+                    errno => StateError::Io {
+                        operation: "create",
+                        path: dir.clone(),
+                        source: errno.into(),
+                    },
+                },
+            )?;
             Ok(lock)
         });
         match made {
-            Ok(lock) => Ok(LockedContainer { store: self.clone(), dir, record, _lock: lock }),
+            Ok(lock) => Ok(LockedContainer {
+                store: self.clone(),
+                dir,
+                record,
+                _lock: lock,
+            }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&pending);
                 Err(error)
@@ -174,15 +192,26 @@ impl Store {
                 Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     // No lock file: the directory is no container's or there is none. Reading it says which.
                     read_record(&dir, id)?;
-                    return Err(StateError::Io { operation: "lock", path, source });
+                    return Err(StateError::Io {
+                        operation: "lock",
+                        path,
+                        source,
+                    });
                 }
                 Err(error) => return Err(error),
             };
             // While we waited the container may have been deleted, and even made again.
             let ours = lock.metadata().map_err(io_error("lock", &path))?;
-            if fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
+            if fs::metadata(&path)
+                .is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino()))
+            {
                 let record = read_record(&dir, id)?;
-                return Ok(LockedContainer { store: self.clone(), dir, record, _lock: lock });
+                return Ok(LockedContainer {
+                    store: self.clone(),
+                    dir,
+                    record,
+                    _lock: lock,
+                });
             }
         }
     }
@@ -209,13 +238,21 @@ impl Store {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => {
-                return Err(StateError::Io { operation: "read", path: self.root.clone(), source });
+                return Err(StateError::Io {
+                    operation: "read",
+                    path: self.root.clone(),
+                    source,
+                });
             }
         };
         let mut containers = Vec::new();
         for entry in entries {
             let entry = entry.map_err(io_error("read", &self.root))?;
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<ContainerId>().ok()) else {
+            let Some(id) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<ContainerId>().ok())
+            else {
                 continue;
             };
             match self.load(&id) {
@@ -237,21 +274,33 @@ impl Store {
 
     /// A name for a directory that this process makes or removes.
     fn pending(&self, kind: &str) -> Result<PathBuf, StateError> {
-        let me = ProcessId::of(std::process::id().cast_signed()).map_err(io_error("read", Path::new("/proc/self/stat")))?;
+        let me = ProcessId::of(std::process::id().cast_signed())
+            .map_err(io_error("read", Path::new("/proc/self/stat")))?;
         // The time tells apart what threads of one process do at once.
         let now = crate::clock::now().as_nanos();
-        Ok(self.root.join(format!("{PENDING}{kind}-{}-{}-{now}", me.pid, me.start_time)))
+        Ok(self.root.join(format!(
+            "{PENDING}{kind}-{}-{}-{now}",
+            me.pid, me.start_time
+        )))
     }
 
     /// Removes what processes that were killed while they made or removed a directory left behind.
     fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.root) else { return };
+        let Ok(entries) = fs::read_dir(&self.root) else {
+            return;
+        };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PENDING)) else { continue };
+            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PENDING)) else {
+                continue;
+            };
             let mut parts = name.split('-').skip(1).map(str::parse::<u64>);
-            let (Some(Ok(pid)), Some(Ok(start_time))) = (parts.next(), parts.next()) else { continue };
-            let Ok(pid) = i32::try_from(pid) else { continue };
+            let (Some(Ok(pid)), Some(Ok(start_time))) = (parts.next(), parts.next()) else {
+                continue;
+            };
+            let Ok(pid) = i32::try_from(pid) else {
+                continue;
+            };
             if !(ProcessId { pid, start_time }).is_alive() {
                 let _ = fs::remove_dir_all(entry.path());
             }
@@ -338,12 +387,23 @@ fn read_record(dir: &Path, id: &ContainerId) -> Result<Record, StateError> {
     let path = dir.join(RECORD_FILE);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(dir).is_err() => {
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(dir).is_err() =>
+        {
             return Err(StateError::NotFound { id: id.clone() });
         }
-        Err(source) => return Err(StateError::Io { operation: "read", path, source }),
+        Err(source) => {
+            return Err(StateError::Io {
+                operation: "read",
+                path,
+                source,
+            });
+        }
     };
-    let junk = |source| StateError::Junk { path: path.clone(), source };
+    let junk = |source| StateError::Junk {
+        path: path.clone(),
+        source,
+    };
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(junk)?;
     // The version first: what else a record of another version holds is not known.
     if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64) {
@@ -353,14 +413,20 @@ fn read_record(dir: &Path, id: &ContainerId) -> Result<Record, StateError> {
     }
     let record: Record = serde_json::from_value(value).map_err(junk)?;
     if record.id != *id {
-        return Err(StateError::OtherId { path, found: record.id });
+        return Err(StateError::OtherId {
+            path,
+            found: record.id,
+        });
     }
     Ok(record)
 }
 
 fn write_record(dir: &Path, record: &Record) -> Result<(), StateError> {
     let path = dir.join(RECORD_FILE);
-    let text = serde_json::to_vec(record).map_err(|source| StateError::Junk { path: path.clone(), source })?;
+    let text = serde_json::to_vec(record).map_err(|source| StateError::Junk {
+        path: path.clone(),
+        source,
+    })?;
     write_atomically(&path, &text)
 }
 
@@ -383,7 +449,11 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StateError> {
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|source| {
         let _ = fs::remove_file(&temporary);
-        StateError::Io { operation: "write", path: path.to_owned(), source }
+        StateError::Io {
+            operation: "write",
+            path: path.to_owned(),
+            source,
+        }
     })
 }
 
@@ -416,8 +486,10 @@ mod tests {
     }
 
     fn names(store: &Store) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(&store.root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(&store.root)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -444,11 +516,17 @@ mod tests {
         let (_dir, store) = store();
         let first = store.create(record("a")).unwrap();
         let error = store.create(record("a")).unwrap_err();
-        assert_eq!(error.to_string(), "container with given ID already exists: a");
+        assert_eq!(
+            error.to_string(),
+            "container with given ID already exists: a"
+        );
         assert_eq!(names(&store), ["a"]);
         first.remove().unwrap();
         assert!(names(&store).is_empty());
-        assert_eq!(store.load(&"a".parse().unwrap()).unwrap_err().to_string(), "container does not exist: a");
+        assert_eq!(
+            store.load(&"a".parse().unwrap()).unwrap_err().to_string(),
+            "container does not exist: a"
+        );
         assert!(store.lock(&"a".parse().unwrap()).is_err());
     }
 
@@ -457,7 +535,10 @@ mod tests {
         let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
         let mut stale = record("a");
         stale.phase = Phase::Running;
-        stale.process = Some(ProcessId { start_time: me.start_time + 1, ..me });
+        stale.process = Some(ProcessId {
+            start_time: me.start_time + 1,
+            ..me
+        });
         assert_eq!(stale.status(), Status::Stopped);
         assert_eq!(stale.live_pid(), None);
         assert_eq!(record("a").status(), Status::Creating);
@@ -476,7 +557,10 @@ mod tests {
             assert!(error.is_junk(), "{error}");
         }
         fs::write(&path, br#"{"version":2,"future":true}"#).unwrap();
-        assert!(matches!(store.lock(&id), Err(StateError::Version { version: 2, .. })));
+        assert!(matches!(
+            store.lock(&id),
+            Err(StateError::Version { version: 2, .. })
+        ));
         fs::remove_file(&path).unwrap();
         assert!(store.load(&id).unwrap_err().is_junk());
         assert_eq!(store.list().unwrap().len(), 1);
@@ -489,7 +573,10 @@ mod tests {
         let (_dir, store) = store();
         drop(store.create(record("a")).unwrap());
         fs::rename(store.root.join("a"), store.root.join("b")).unwrap();
-        assert!(matches!(store.load(&"b".parse().unwrap()), Err(StateError::OtherId { .. })));
+        assert!(matches!(
+            store.load(&"b".parse().unwrap()),
+            Err(StateError::OtherId { .. })
+        ));
     }
 
     #[test]

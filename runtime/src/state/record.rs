@@ -107,6 +107,8 @@ impl Record {
 
     /// The init process's pid if it lives.
     pub fn live_pid(&self) -> Option<i32> {
-        self.process.filter(|process| process.is_alive()).map(|process| process.pid)
+        self.process
+            .filter(|process| process.is_alive())
+            .map(|process| process.pid)
     }
 }

@@ -1,0 +1,209 @@
+//! `rt create` and `rt run`.
+
+use std::path::{Path, PathBuf};
+
+use super::{CliError, Context, parse_id};
+use crate::bundle::{Bundle, CONFIG_FILE};
+use crate::clock;
+use crate::id::ContainerId;
+use crate::isolation;
+use crate::lifecycle::{Console, CreateOptions, Created, Foreground};
+
+#[derive(Debug, clap::Args)]
+struct Options {
+    /// Directory of the bundle [default: the current one]
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Unix socket to send the terminal's master to
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// File to write the init process's pid to
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Do not use pivot_root (for a root on an initramfs)
+    #[arg(long)]
+    no_pivot: bool,
+    /// Keep the caller's session keyring
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// Pass this many descriptors from 3 on to the workload
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+}
+
+/// Make a container that waits for `rt start`
+#[derive(Debug, clap::Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    options: Options,
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Make a container, start it and stand in for it
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    options: Options,
+    /// Return as soon as it runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Keep the container when it has ended
+    #[arg(long)]
+    keep: bool,
+    /// Accepted for runc's clients: we never become a subreaper
+    #[arg(long, hide = true)]
+    no_subreaper: bool,
+    /// Id of the container; or, without --bundle, a directory with a config.json: then the id is generated
+    #[arg(value_name = "ID|BUNDLE")]
+    target: String,
+}
+
+impl CreateArgs {
+    pub(super) fn run(self, context: &Context<'_>) -> Result<(), CliError> {
+        let id = parse_id(&self.id)?;
+        let console = self
+            .options
+            .console_socket
+            .as_deref()
+            .map_or(Console::None, Console::Socket);
+        create(
+            context,
+            &self.options,
+            &id,
+            self.options.bundle.as_deref(),
+            console,
+        )?;
+        Ok(())
+    }
+}
+
+impl RunArgs {
+    pub(super) fn run(self, context: &Context<'_>) -> Result<u8, CliError> {
+        let (id, bundle) = resolve(&self.target, self.options.bundle.as_deref())?;
+        // Before anything is forked: a signal that comes from here on is the workload's.
+        let foreground = if self.detach {
+            None
+        } else {
+            Some(Foreground::new()?)
+        };
+        let console = match (&self.options.console_socket, self.detach) {
+            (Some(socket), _) => Console::Socket(socket),
+            (None, true) => Console::None,
+            (None, false) => Console::Ours,
+        };
+        let created = create(context, &self.options, &id, bundle.as_deref(), console)?;
+        let Created { pid, terminal } = created;
+        let lifecycle = &context.lifecycle;
+        if let Err(error) = lifecycle.start(&id) {
+            // The reason is what counts; a failure to clean up is in the log.
+            if let Err(leftover) = lifecycle.delete(&id, true) {
+                tracing::warn!("{}", crate::error_chain(&leftover));
+            }
+            return Err(error.into());
+        }
+        let Some(foreground) = foreground else {
+            return Ok(0);
+        };
+        let exit = foreground.wait(pid, terminal, |signal| {
+            // The workload may be ending, which the loop will see.
+            let _ = lifecycle.kill(&id, signal, false);
+        });
+        if !self.keep {
+            lifecycle.delete(&id, true)?;
+        }
+        Ok(exit?.code())
+    }
+}
+
+fn create(
+    context: &Context<'_>,
+    options: &Options,
+    id: &ContainerId,
+    bundle: Option<&Path>,
+    console: Console<'_>,
+) -> Result<Created, CliError> {
+    if context.global.systemd_cgroup {
+        return Err(CliError::Usage(
+            "--systemd-cgroup: this runtime makes cgroups itself; set the client's cgroup manager to cgroupfs".into(),
+        ));
+    }
+    let bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
+    let model = isolation::select(
+        context.global.isolation,
+        &bundle,
+        context.config(),
+        context.binary,
+    )?;
+    let options = CreateOptions {
+        id,
+        bundle,
+        model,
+        console,
+        pid_file: options.pid_file.as_deref(),
+        preserve_fds: options.preserve_fds,
+        no_pivot: options.no_pivot,
+        no_new_keyring: options.no_new_keyring,
+    };
+    Ok(context.lifecycle.create(options)?)
+}
+
+/// The one rule of `rt run X`: without `--bundle`, an X that is a directory with a `config.json` is the bundle and the
+/// id is generated from its name; in every other case X is the id.
+fn resolve(
+    target: &str,
+    bundle: Option<&Path>,
+) -> Result<(ContainerId, Option<PathBuf>), CliError> {
+    if bundle.is_none() && Path::new(target).join(CONFIG_FILE).exists() {
+        let dir = PathBuf::from(target);
+        return Ok((generate_id(&dir)?, Some(dir)));
+    }
+    if bundle.is_none() && target.contains('/') {
+        // No id has a slash: a path was meant.
+        return Ok((parse_id("bundle")?, Some(PathBuf::from(target))));
+    }
+    Ok((parse_id(target)?, bundle.map(Path::to_owned)))
+}
+
+/// The bundle's name, as far as an id may have it, and a suffix that no other container has.
+fn generate_id(bundle: &Path) -> Result<ContainerId, CliError> {
+    let name = bundle
+        .canonicalize()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name: String = name
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "_+-.".contains(*c))
+        .take(64)
+        .collect();
+    let now = clock::now();
+    parse_id(&format!(
+        "{name}-{:x}{:05x}-{:x}",
+        now.as_secs(),
+        now.subsec_nanos() >> 10,
+        std::process::id()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_with_a_configuration_is_the_bundle_and_anything_else_an_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE), "{}").unwrap();
+        let (id, bundle) = resolve(path, None).unwrap();
+        assert_eq!(bundle.as_deref(), Some(dir.path()));
+        assert!(id.as_str().contains('-'));
+
+        let (id, bundle) = resolve("c1", None).unwrap();
+        assert_eq!((id.as_str(), bundle), ("c1", None));
+        let (id, bundle) = resolve("c1", Some(dir.path())).unwrap();
+        assert_eq!((id.as_str(), bundle.as_deref()), ("c1", Some(dir.path())));
+        assert!(resolve(path, Some(dir.path())).is_err());
+    }
+}

@@ -1,0 +1,308 @@
+//! The command line: runc's, so that every client of runc is a client of ours, and what is ours alone.
+//!
+//! Whoever calls us is as trusted as the user id it runs under. This folder parses, asks the lifecycle and prints; it
+//! decides nothing about containers.
+
+mod control;
+mod create;
+mod exec;
+mod features;
+mod list;
+mod log;
+mod spec;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use crate::config::{Config, ConfigError};
+use crate::id::{ContainerId, IdError};
+use crate::isolation::{Model, microvm};
+use crate::lifecycle::{self, Lifecycle};
+use crate::state::Store;
+use crate::{doctor, error_chain, guest, image};
+
+/// The state root of the superuser.
+const DEFAULT_ROOT: &str = "/run/rt";
+
+/// Runs OCI bundles as containers or as microVMs.
+#[derive(Debug, Parser)]
+#[command(name = "rt", version = VERSION, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: ", "1.3.0");
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Directory of the containers' state [default: /run/rt, for other users $XDG_RUNTIME_DIR/rt]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// File to append log lines to [default: standard error]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Form of the log lines
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: log::Format,
+    /// Log everything
+    #[arg(long)]
+    debug: bool,
+    /// Let systemd make cgroups (not supported: refused when a container is made)
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Accepted for clients that say whether they are rootless
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    rootless: Option<String>,
+    /// Isolation model: container or microvm [default: what the bundle or the configuration says]
+    #[arg(long, value_name = "MODEL", global = true)]
+    isolation: Option<Model>,
+    /// Configuration file [default: /etc/rt/config.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Run(create::RunArgs),
+    Create(create::CreateArgs),
+    Start(control::StartArgs),
+    State(list::StateArgs),
+    Kill(control::KillArgs),
+    Delete(control::DeleteArgs),
+    List(list::ListArgs),
+    Exec(exec::ExecArgs),
+    Ps(list::PsArgs),
+    Pause(control::PauseArgs),
+    Resume(control::ResumeArgs),
+    Update(control::UpdateArgs),
+    Spec(spec::SpecArgs),
+    /// Print what this runtime supports, as JSON
+    Features,
+    Guest(guest::cli::Args),
+    Bundle(image::cli::Args),
+    Doctor(doctor::cli::Args),
+    #[command(hide = true)]
+    Vmm(microvm::VmmArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Id(#[from] IdError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] crate::bundle::BundleError),
+    #[error(transparent)]
+    Selection(#[from] crate::isolation::SelectionError),
+    #[error(transparent)]
+    Signal(#[from] crate::signal::UnknownSignal),
+    #[error(transparent)]
+    Lifecycle(#[from] lifecycle::Error),
+    #[error(transparent)]
+    Guest(#[from] guest::Error),
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: not the JSON of {what}")]
+    Json {
+        path: String,
+        what: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("encode the output")]
+    Encode(#[from] serde_json::Error),
+    #[error("write the output")]
+    Output(#[from] std::io::Error),
+    /// `exec` tells its own failures from the process's exit codes, as runc does.
+    #[error("exec failed")]
+    Exec(#[source] Box<CliError>),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Exec(_) => 255,
+            _ => 1,
+        }
+    }
+}
+
+/// What every command is given.
+struct Context<'a> {
+    lifecycle: Lifecycle,
+    global: &'a Global,
+    /// The model that the binary's name stands for.
+    binary: Option<Model>,
+}
+
+impl Context<'_> {
+    fn config(&self) -> &Config {
+        self.lifecycle.config()
+    }
+}
+
+/// Runs the command line and returns the exit code. The first argument is the name we were called by.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let binary = arguments
+        .first()
+        .and_then(|name| Model::of_binary(Path::new(name)));
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to standard output.
+            let _ = error.print();
+            return u8::from(error.use_stderr());
+        }
+    };
+    let log = match log::Log::open(cli.global.log.as_deref(), cli.global.log_format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("rt: {}", error_chain(&error));
+            return 1;
+        }
+    };
+    log::install(log.clone(), cli.global.debug);
+    match run(cli, binary) {
+        Ok(code) => code,
+        Err(error) => {
+            let text = error_chain(&error);
+            log.error(&text);
+            eprintln!("rt: {text}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
+    let Cli { global, command } = cli;
+    // The VMM process is told everything by its parent.
+    if let Command::Vmm(arguments) = &command {
+        return Ok(microvm::run(arguments));
+    }
+    let config = Config::load(global.config.as_deref())?;
+    let root = global.root.clone().unwrap_or_else(default_root);
+    let lifecycle = Lifecycle::new(Store::new(root), config);
+    let context = Context {
+        lifecycle,
+        global: &global,
+        binary,
+    };
+    let mut out = std::io::stdout();
+    match command {
+        Command::Run(arguments) => return arguments.run(&context),
+        Command::Create(arguments) => arguments.run(&context)?,
+        Command::Start(arguments) => arguments.run(&context)?,
+        Command::State(arguments) => arguments.run(&context)?,
+        Command::Kill(arguments) => arguments.run(&context)?,
+        Command::Delete(arguments) => arguments.run(&context)?,
+        Command::List(arguments) => arguments.run(&context)?,
+        Command::Exec(arguments) => {
+            return arguments
+                .run(&context)
+                .map_err(|error| CliError::Exec(Box::new(error)));
+        }
+        Command::Ps(arguments) => arguments.run(&context)?,
+        Command::Pause(arguments) => arguments.run(&context)?,
+        Command::Resume(arguments) => arguments.run(&context)?,
+        Command::Update(arguments) => arguments.run(&context)?,
+        Command::Spec(arguments) => arguments.run()?,
+        Command::Features => features::print()?,
+        Command::Guest(arguments) => {
+            let microvm = &context.config().microvm;
+            let configured = guest::cli::Configured {
+                dir: Some(&microvm.guests),
+                name: microvm.guest.as_deref(),
+            };
+            arguments.run(configured, &mut out)?;
+        }
+        Command::Bundle(arguments) => arguments.run(spec::base()?, &mut out)?,
+        Command::Doctor(arguments) => {
+            return Ok(arguments.run(global.isolation, context.config(), &mut out)?);
+        }
+        Command::Vmm(_) => {}
+    }
+    Ok(0)
+}
+
+/// For the superuser `/run/rt`; for others below the directory that the session gives them.
+fn default_root() -> PathBuf {
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    match runtime_dir {
+        Some(dir) if !nix::unistd::geteuid().is_root() => PathBuf::from(dir).join("rt"),
+        _ => PathBuf::from(DEFAULT_ROOT),
+    }
+}
+
+/// An id argument, checked when the command runs so that the error is worded and logged like every other.
+fn parse_id(text: &str) -> Result<ContainerId, CliError> {
+    Ok(text.parse()?)
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    use std::io::Write;
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(std::io::stdout().write_all(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_accepted_before_and_behind_the_id() {
+        for line in [
+            "rt create --bundle /b --pid-file /p --console-socket /s c1",
+            "rt create c1 --bundle /b --pid-file /p --console-socket /s",
+            "rt --root /r --log /l --log-format json --systemd-cgroup create -b /b c1 --no-pivot --no-new-keyring",
+            "rt --rootless=false run --isolation microvm /b",
+            "rt delete --force c1",
+            "rt delete c1 --force",
+            "rt kill --all c1 KILL",
+            "rt kill c1 9 --all",
+            "rt kill -a c1",
+            "rt list -q",
+            "rt list --format json",
+            "rt ps --format json c1",
+            "rt ps c1 -ef",
+        ] {
+            parse(line);
+        }
+    }
+
+    #[test]
+    fn what_follows_the_command_of_exec_is_the_commands() {
+        let cli = parse("rt exec -t c1 --user 1:2 sh -c -t --user");
+        let Command::Exec(exec) = cli.command else {
+            panic!("not exec")
+        };
+        assert_eq!(exec.command(), ["sh", "-c", "-t", "--user"]);
+    }
+}

@@ -1,0 +1,220 @@
+//! `create`: from a bundle to a container that waits for `start`.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use engine::cgroup::Cgroup;
+use engine::console::Listener;
+use engine::hooks::Kind;
+
+use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
+use crate::bundle::Bundle;
+use crate::clock;
+use crate::id::ContainerId;
+use crate::isolation::{CreateContext, Model};
+use crate::state::{LockedContainer, Phase, RECORD_VERSION, Record, SAVED_CONFIG, Status};
+
+/// The socket in the container's directory on which we get a terminal that is ours to relay.
+const CONSOLE_SOCKET: &str = "console.sock";
+
+/// What a container is made from.
+#[derive(Debug)]
+pub struct CreateOptions<'a> {
+    /// Its id, which must be free.
+    pub id: &'a ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Its isolation model.
+    pub model: Model,
+    /// Where its terminal goes.
+    pub console: Console<'a>,
+    /// Where to write the init process's pid.
+    pub pid_file: Option<&'a Path>,
+    /// How many of our descriptors from 3 on the workload gets.
+    pub preserve_fds: u32,
+    /// Do not use `pivot_root`.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// A container that waits for `start`.
+#[derive(Debug)]
+pub struct Created {
+    /// The init process, a child of the caller.
+    pub pid: i32,
+    /// The terminal's master, for [`Console::Ours`].
+    pub terminal: Option<OwnedFd>,
+}
+
+impl Lifecycle {
+    /// Makes a container.
+    ///
+    /// # Errors
+    /// Why it could not be made. Nothing is left of it then; should even that fail, its record is left and
+    /// `delete --force` removes the rest.
+    pub fn create(&self, options: CreateOptions<'_>) -> Result<Created, Error> {
+        let spec = options.bundle.spec();
+        let wants_terminal = spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.terminal())
+            .unwrap_or(false);
+        check_console(wants_terminal, options.console)?;
+        let given_path = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.cgroups_path().as_deref());
+        let cgroup_path =
+            Cgroup::path_for(given_path, options.id.as_str()).map_err(Error::Cgroup)?;
+        let record = Record {
+            version: RECORD_VERSION,
+            id: options.id.clone(),
+            isolation: options.model,
+            phase: Phase::Creating,
+            process: None,
+            oci_version: spec.version().clone(),
+            bundle: options.bundle.dir().to_owned(),
+            rootfs: options.bundle.rootfs().to_owned(),
+            cgroup_path,
+            created: clock::rfc3339(clock::now()),
+            owner: nix::unistd::getuid().as_raw(),
+            annotations: options
+                .bundle
+                .annotations()
+                .map(|all| all.clone().into_iter().collect())
+                .unwrap_or_default(),
+        };
+        let mut container = self.store.create(record)?;
+        match self.make(&mut container, options) {
+            Ok(created) => Ok(created),
+            Err(error) => {
+                self.undo(container);
+                Err(error)
+            }
+        }
+    }
+
+    fn make(
+        &self,
+        container: &mut LockedContainer,
+        options: CreateOptions<'_>,
+    ) -> Result<Created, Error> {
+        let bundle = options
+            .bundle
+            .with_cgroup_path(&container.record().cgroup_path);
+        let config = bundle.to_json().map_err(|source| Error::Encode {
+            what: "config.json",
+            source,
+        })?;
+        container.write(SAVED_CONFIG, &config)?;
+        let listener = listen(options.console, container.dir(), &bundle)?;
+        let isolation = options.model.isolation();
+        let pid = isolation.create(&CreateContext {
+            id: options.id,
+            bundle: &bundle,
+            dir: container.dir(),
+            cgroup_path: &container.record().cgroup_path,
+            console_socket: match options.console {
+                Console::Socket(path) => Some(path),
+                Console::Ours => listener.as_ref().map(Listener::path),
+                Console::None => None,
+            },
+            preserve_fds: options.preserve_fds,
+            no_pivot: options.no_pivot,
+            no_new_keyring: options.no_new_keyring,
+            config: &self.config,
+        })?;
+        let process = identify(pid)?;
+        container.update(|record| record.process = Some(process))?;
+        if !isolation.runs_create_hooks() {
+            let hooks = bundle.spec().hooks().as_ref();
+            #[expect(
+                deprecated,
+                reason = "the specification keeps prestart, and clients still use it"
+            )]
+            let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
+            run_hooks(
+                Kind::Prestart,
+                prestart,
+                container.record(),
+                Status::Creating,
+            )?;
+            let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_ref());
+            run_hooks(
+                Kind::CreateRuntime,
+                create_runtime,
+                container.record(),
+                Status::Creating,
+            )?;
+        }
+        let terminal = match &listener {
+            Some(listener) => Some(listener.receive().map_err(|source| Error::Console {
+                operation: "receive the terminal",
+                source,
+            })?),
+            None => None,
+        };
+        if let Some(path) = options.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        container.update(|record| record.phase = Phase::Created)?;
+        Ok(Created { pid, terminal })
+    }
+
+    /// Removes what a failed `create` made. The record goes last: while anything else is there, it says so.
+    fn undo(&self, mut container: LockedContainer) {
+        let pid = container.record().process.map(|process| process.pid);
+        let removed = self
+            .remove(&mut container)
+            .and_then(|()| Ok(container.remove()?));
+        if let Err(error) = removed {
+            tracing::warn!(
+                "a failed create left something: {}",
+                crate::error_chain(&error)
+            );
+        }
+        if let Some(pid) = pid {
+            // It was killed and is our child.
+            let _ = nix::sys::wait::waitpid(
+                nix::unistd::Pid::from_raw(pid),
+                Some(nix::sys::wait::WaitPidFlag::WNOHANG),
+            );
+        }
+    }
+}
+
+/// A terminal needs somebody who takes it, and who waits for one must get it.
+pub(super) fn check_console(wants_terminal: bool, console: Console<'_>) -> Result<(), Error> {
+    match (wants_terminal, console) {
+        (true, Console::None) => Err(Error::Terminal(
+            "cannot allocate tty without a console socket when detached: give --console-socket",
+        )),
+        (false, Console::Socket(_)) => Err(Error::Terminal(
+            "cannot use console socket if the process has no terminal: set `process.terminal` or drop --console-socket",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn listen(console: Console<'_>, dir: &Path, bundle: &Bundle) -> Result<Option<Listener>, Error> {
+    let wants_terminal = bundle
+        .spec()
+        .process()
+        .as_ref()
+        .and_then(|process| process.terminal())
+        .unwrap_or(false);
+    if !matches!(console, Console::Ours) || !wants_terminal {
+        return Ok(None);
+    }
+    listen_at(dir, CONSOLE_SOCKET).map(Some)
+}
+
+pub(super) fn listen_at(dir: &Path, name: &str) -> Result<Listener, Error> {
+    let path = dir.join(name);
+    Listener::bind(&path).map_err(|source| Error::Path {
+        operation: "listen on",
+        path,
+        source,
+    })
+}

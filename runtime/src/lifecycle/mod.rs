@@ -1,0 +1,400 @@
+//! The life of a container: creating, created, running, paused, stopped, gone.
+//!
+//! The one place that decides what may happen when, in which order hooks run, and what is written down before and
+//! after. The two isolation models do the work; the command line and the shim ask for it.
+
+mod create;
+mod error;
+mod exec;
+mod foreground;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use engine::hooks::{self, Kind};
+use oci_spec::runtime::{Hook, LinuxResources};
+use serde::Serialize;
+
+pub use create::{CreateOptions, Created};
+pub use error::Error;
+pub use exec::{ExecOptions, Executed};
+pub use foreground::{Exit, Foreground};
+
+use crate::bundle;
+use crate::config::Config;
+use crate::id::ContainerId;
+use crate::isolation::{Model, Target};
+use crate::process::ProcessId;
+use crate::signal::Signal;
+use crate::state::{LockedContainer, Phase, Record, SAVED_CONFIG, StateError, Status, Store};
+
+/// Where the master of a process's terminal goes, if the process has one.
+#[derive(Debug, Clone, Copy)]
+pub enum Console<'a> {
+    /// Nowhere: the process must not have a terminal.
+    None,
+    /// To the Unix socket at this path.
+    Socket(&'a Path),
+    /// To the caller, who relays it.
+    Ours,
+}
+
+/// The containers of one state root.
+#[derive(Debug)]
+pub struct Lifecycle {
+    store: Store,
+    config: Config,
+}
+
+/// A container's state as the `state` command prints it: the OCI's, with runc's additions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The version of the specification that the bundle follows.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: ContainerId,
+    /// The init process as the host sees it; 0 when it has ended.
+    pub pid: i32,
+    /// What is true now.
+    pub status: Status,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The root directory.
+    pub rootfs: PathBuf,
+    /// When it was created.
+    pub created: String,
+    /// The bundle's annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// The user who created it, by name if it has one.
+    pub owner: String,
+    /// The isolation model.
+    #[serde(skip)]
+    pub isolation: Model,
+}
+
+impl State {
+    fn of(record: Record) -> Self {
+        let pid = record.live_pid().unwrap_or(0);
+        Self {
+            pid,
+            status: record.status(),
+            oci_version: record.oci_version,
+            id: record.id,
+            bundle: record.bundle,
+            rootfs: record.rootfs,
+            created: record.created,
+            annotations: record.annotations,
+            owner: user_name(record.owner),
+            isolation: record.isolation,
+        }
+    }
+}
+
+/// A user's name from the host's `/etc/passwd`, else the number. Not by the C library, which is linked statically and
+/// would have to load modules.
+fn user_name(uid: u32) -> String {
+    let number = uid.to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then(|| name.to_owned())
+    });
+    name.unwrap_or(number)
+}
+
+/// What hooks get on standard input (OCI runtime specification, "State").
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HookState<'a> {
+    oci_version: &'a str,
+    id: &'a ContainerId,
+    status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    bundle: &'a Path,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+fn run_hooks(
+    kind: Kind,
+    hooks: Option<&Vec<Hook>>,
+    record: &Record,
+    status: Status,
+) -> Result<(), Error> {
+    let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
+        return Ok(());
+    };
+    let state = HookState {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        status: status.name(),
+        pid: record
+            .process
+            .filter(|_| status != Status::Stopped)
+            .map(|process| process.pid),
+        bundle: &record.bundle,
+        annotations: &record.annotations,
+    };
+    let state = serde_json::to_vec(&state).map_err(|source| Error::Encode {
+        what: "the state for hooks",
+        source,
+    })?;
+    Ok(hooks::run(kind, hooks, &state)?)
+}
+
+impl Lifecycle {
+    /// The containers whose state is in `store`.
+    pub fn new(store: Store, config: Config) -> Self {
+        Self { store, config }
+    }
+
+    /// The administrator's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn target<'a>(&'a self, record: &'a Record, dir: &'a Path) -> Target<'a> {
+        let process = record.process.filter(|process| process.is_alive());
+        Target {
+            id: &record.id,
+            dir,
+            cgroup_path: &record.cgroup_path,
+            pid: process.map(|process| process.pid),
+            process,
+            config: &self.config,
+        }
+    }
+
+    /// Lets the workload of a created container run.
+    ///
+    /// # Errors
+    /// It is not in the state `created`, or could not be started, or a poststart hook failed: then it has been killed.
+    pub fn start(&self, id: &ContainerId) -> Result<(), Error> {
+        let mut container = self.store.lock(id)?;
+        let problem = match container.record().status() {
+            Status::Created => None,
+            Status::Creating => {
+                Some("cannot start a container whose creation was cut off: delete it with --force")
+            }
+            Status::Running | Status::Paused => Some("cannot start an already running container"),
+            Status::Stopped => Some("cannot start a container that has stopped"),
+        };
+        if let Some(problem) = problem {
+            return Err(Error::Status {
+                problem,
+                id: id.clone(),
+            });
+        }
+        let isolation = container.record().isolation.isolation();
+        // Written before it is true: a crash in between leaves a container that needs force to be deleted, not a
+        // running one that counts as created.
+        container.update(|record| record.phase = Phase::Running)?;
+        if let Err(error) = isolation.start(&self.target(container.record(), container.dir())) {
+            container.update(|record| record.phase = Phase::Created)?;
+            return Err(error.into());
+        }
+        let hooks = saved_hooks(&container)?;
+        let poststart = hooks.as_ref().and_then(|hooks| hooks.poststart().as_ref());
+        if let Err(error) = run_hooks(
+            Kind::Poststart,
+            poststart,
+            container.record(),
+            Status::Running,
+        ) {
+            let _ = isolation.kill(
+                &self.target(container.record(), container.dir()),
+                Signal::KILL,
+                true,
+            );
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the workload's first process, or to every process of the container.
+    ///
+    /// # Errors
+    /// Nobody is there to get it.
+    pub fn kill(&self, id: &ContainerId, signal: Signal, all: bool) -> Result<(), Error> {
+        // Without the lock, so that a hook or another `start` that hangs can be ended.
+        let record = self.store.load(id)?;
+        if record.status() == Status::Stopped && !all {
+            return Err(Error::Status {
+                problem: "container not running",
+                id: id.clone(),
+            });
+        }
+        let dir = self.store.dir(id);
+        Ok(record
+            .isolation
+            .isolation()
+            .kill(&self.target(&record, &dir), signal, all)?)
+    }
+
+    /// Removes a container that has ended or was never started; with `force` any container, also one whose record is
+    /// junk or missing.
+    ///
+    /// # Errors
+    /// It lives and `force` is not given, or something could not be removed; then it may be tried again.
+    pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
+        let mut container = match self.store.lock(id) {
+            Err(StateError::NotFound { .. }) if force => return Ok(()),
+            Err(error) if force && error.is_junk() => {
+                tracing::warn!("{error}: removing the directory only");
+                return Ok(self.store.discard(id)?);
+            }
+            container => container?,
+        };
+        let status = container.record().status();
+        if !force && matches!(status, Status::Creating | Status::Running | Status::Paused) {
+            return Err(Error::NotStopped {
+                id: id.clone(),
+                status: status.name(),
+            });
+        }
+        let hooks = if status == Status::Creating {
+            None
+        } else {
+            saved_hooks(&container).unwrap_or_default()
+        };
+        self.remove(&mut container)?;
+        let record = container.record().clone();
+        container.remove()?;
+        let poststop = hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref());
+        // The container is gone whatever they do (OCI runtime specification, "Lifecycle").
+        if let Err(error) = run_hooks(Kind::Poststop, poststop, &record, Status::Stopped) {
+            tracing::warn!("{}", crate::error_chain(&error));
+        }
+        Ok(())
+    }
+
+    /// Ends and removes whatever the model made.
+    fn remove(&self, container: &mut LockedContainer) -> Result<(), Error> {
+        let isolation = container.record().isolation.isolation();
+        Ok(isolation.delete(&self.target(container.record(), container.dir()))?)
+    }
+
+    /// What is true of a container now.
+    ///
+    /// # Errors
+    /// There is none, or its record is junk.
+    pub fn state(&self, id: &ContainerId) -> Result<State, Error> {
+        Ok(State::of(self.store.load(id)?))
+    }
+
+    /// All containers, by id. One whose record is junk is named in the log and left out.
+    ///
+    /// # Errors
+    /// The state root cannot be read.
+    pub fn list(&self) -> Result<Vec<State>, Error> {
+        let containers = self.store.list()?;
+        Ok(containers
+            .into_iter()
+            .filter_map(|(_, record)| match record {
+                Ok(record) => Some(State::of(record)),
+                Err(error) => {
+                    tracing::warn!("{}", crate::error_chain(&error));
+                    None
+                }
+            })
+            .collect())
+    }
+
+    /// Stops all processes of a running container where they are.
+    ///
+    /// # Errors
+    /// It does not run, or could not be paused.
+    pub fn pause(&self, id: &ContainerId) -> Result<(), Error> {
+        let mut container = self.store.lock(id)?;
+        if container.record().status() != Status::Running {
+            return Err(Error::Status {
+                problem: "container not running",
+                id: id.clone(),
+            });
+        }
+        container
+            .record()
+            .isolation
+            .isolation()
+            .pause(&self.target(container.record(), container.dir()))?;
+        Ok(container.update(|record| record.phase = Phase::Paused)?)
+    }
+
+    /// Lets a paused container go on.
+    ///
+    /// # Errors
+    /// It is not paused, or could not be resumed.
+    pub fn resume(&self, id: &ContainerId) -> Result<(), Error> {
+        let mut container = self.store.lock(id)?;
+        if container.record().status() != Status::Paused {
+            return Err(Error::Status {
+                problem: "container not paused",
+                id: id.clone(),
+            });
+        }
+        container
+            .record()
+            .isolation
+            .isolation()
+            .resume(&self.target(container.record(), container.dir()))?;
+        Ok(container.update(|record| record.phase = Phase::Running)?)
+    }
+
+    /// Changes the resource limits of a container that lives.
+    ///
+    /// # Errors
+    /// It does not live, or a limit could not be set.
+    pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), Error> {
+        let container = self.store.lock(id)?;
+        if container.record().live_pid().is_none() {
+            return Err(Error::Status {
+                problem: "container not running",
+                id: id.clone(),
+            });
+        }
+        let isolation = container.record().isolation.isolation();
+        Ok(isolation.update(&self.target(container.record(), container.dir()), resources)?)
+    }
+
+    /// The pids of a container's processes: the host's for the container model, the guest's for a microVM.
+    ///
+    /// # Errors
+    /// They could not be read.
+    pub fn processes(&self, id: &ContainerId) -> Result<Vec<i32>, Error> {
+        let record = self.store.load(id)?;
+        if record.live_pid().is_none() {
+            return Ok(Vec::new());
+        }
+        let dir = self.store.dir(id);
+        Ok(record
+            .isolation
+            .isolation()
+            .processes(&self.target(&record, &dir))?)
+    }
+}
+
+fn saved_hooks(container: &LockedContainer) -> Result<Option<oci_spec::runtime::Hooks>, Error> {
+    let (spec, _) = bundle::load_config(&container.dir().join(SAVED_CONFIG))?;
+    Ok(spec.hooks().clone())
+}
+
+/// The process that `create` or `exec` of a model returned, told apart from later ones.
+fn identify(pid: i32) -> Result<ProcessId, Error> {
+    ProcessId::of(pid).map_err(|source| Error::Process {
+        operation: "identify",
+        pid,
+        source,
+    })
+}
+
+/// Writes a pid file as a whole, for clients that watch for it.
+fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
+    Ok(crate::state::write_atomically(
+        path,
+        pid.to_string().as_bytes(),
+    )?)
+}
