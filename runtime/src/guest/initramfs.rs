@@ -3,154 +3,89 @@
 //! It is described, not built: the bytes of the agent and the modules stay in their files, so that the VMM reads
 //! them straight into guest memory and no second copy exists. The kernel unpacks archives one behind the other.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
+
+use vmm::boot::Segment;
 
 use super::{Error, cpio};
 
-/// A piece of the initramfs.
-#[derive(Debug)]
-pub enum Segment {
-    /// These bytes.
-    Bytes(Vec<u8>),
-    /// The first `len` bytes of this file, which is at its start.
-    File {
-        /// The file.
-        file: File,
-        /// How many bytes of it.
-        len: u64,
-    },
+/// The initramfs with the agent binary `agent`, behind the guest's `modules` archive.
+///
+/// The VMM begins each piece at a multiple of four bytes, as the format wants it.
+///
+/// # Errors
+/// If a file cannot be read, or is empty.
+pub fn segments(modules: Option<&Path>, agent: &Path) -> Result<Vec<Segment>, Error> {
+    let mut segments = Vec::new();
+    if let Some(path) = modules {
+        length(path)?;
+        segments.push(Segment::File(path.to_owned()));
+    }
+    let mut archive = cpio::Writer::default();
+    for (name, permissions) in [
+        ("dev", 0o755),
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("run", 0o755),
+        ("tmp", 0o1777),
+    ] {
+        archive.directory(name, permissions);
+    }
+    // PID 1's first output goes here, before the agent can make a device of its own.
+    archive.character_device("dev/console", 0o600, (5, 1));
+    archive
+        .file_header("init", 0o755, length(agent)?)
+        .map_err(|_| Error::Io {
+            action: "pack agent",
+            path: agent.to_owned(),
+            source: io::ErrorKind::FileTooLarge.into(),
+        })?;
+    segments.push(Segment::Bytes(archive.take()));
+    segments.push(Segment::File(agent.to_owned()));
+    segments.push(Segment::Bytes(archive.finish()));
+    Ok(segments)
 }
 
-impl Segment {
-    /// The size in bytes.
-    pub fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::File { len, .. } => *len,
-        }
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The initramfs of one guest, to be read once.
-#[derive(Debug)]
-pub struct Initramfs {
-    segments: Vec<Segment>,
-}
-
-impl Initramfs {
-    /// Describes the initramfs of the agent binary `agent`, behind the guest's `modules` archive.
-    ///
-    /// # Errors
-    /// If a file cannot be opened, or the agent is none.
-    pub fn new(modules: Option<&Path>, agent: &Path) -> Result<Self, Error> {
-        let mut segments = Vec::new();
-        if let Some(path) = modules {
-            let (file, len) = open(path)?;
-            segments.push(Segment::File { file, len });
-            segments.push(Segment::Bytes(vec![0; cpio::padding(len)]));
-        }
-        let (file, len) = open(agent)?;
-        let mut archive = cpio::Writer::default();
-        for (name, permissions) in [
-            ("dev", 0o755),
-            ("proc", 0o555),
-            ("sys", 0o555),
-            ("run", 0o755),
-            ("tmp", 0o1777),
-        ] {
-            archive.directory(name, permissions);
-        }
-        // PID 1's first output goes here, before the agent can make a device of its own.
-        archive.character_device("dev/console", 0o600, (5, 1));
-        archive
-            .file_header("init", 0o755, len)
-            .map_err(|_| Error::Io {
-                action: "pack agent",
-                path: agent.to_owned(),
-                source: io::ErrorKind::FileTooLarge.into(),
-            })?;
-        segments.push(Segment::Bytes(archive.take()));
-        segments.push(Segment::File { file, len });
-        let mut end = vec![0; cpio::padding(len)];
-        end.extend_from_slice(&archive.finish());
-        segments.push(Segment::Bytes(end));
-        segments.retain(|segment| !segment.is_empty());
-        Ok(Self { segments })
-    }
-
-    /// The size in bytes.
-    pub fn len(&self) -> u64 {
-        self.segments.iter().map(Segment::len).sum()
-    }
-
-    /// Whether it has no bytes, which is never so.
-    pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
-    }
-
-    /// The pieces, to be laid one behind the other.
-    pub fn into_segments(self) -> Vec<Segment> {
-        self.segments
-    }
-
-    /// Writes the whole to `out`.
-    ///
-    /// # Errors
-    /// If reading or writing fails, or a file has become shorter.
-    pub fn write_to(self, out: &mut impl Write) -> io::Result<()> {
-        use std::io::Read;
-        for segment in self.segments {
-            match segment {
-                Segment::Bytes(bytes) => out.write_all(&bytes)?,
-                Segment::File { file, len } => {
-                    if io::copy(&mut file.take(len), out)? != len {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn open(path: &Path) -> Result<(File, u64), Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let metadata = file.metadata().map_err(Error::io("read", path))?;
+fn length(path: &Path) -> Result<u64, Error> {
+    let metadata = fs::metadata(path).map_err(Error::io("read", path))?;
     if !metadata.is_file() || metadata.len() == 0 {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a file with content");
         return Err(Error::io("use", path)(source));
     }
-    Ok((file, metadata.len()))
+    Ok(metadata.len())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::io::Write;
     use std::process::{Command, Stdio};
 
     use super::*;
 
+    /// What the VMM makes of the segments.
+    fn laid_out(segments: &[Segment]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for segment in segments {
+            match segment {
+                Segment::Bytes(more) => bytes.extend_from_slice(more),
+                Segment::File(path) => bytes.extend_from_slice(&fs::read(path).unwrap()),
+            }
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
     #[test]
-    fn the_length_is_that_of_what_is_written_and_members_are_aligned() {
+    fn members_are_aligned_and_follow_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let agent = dir.path().join("agent");
         let modules = dir.path().join("modules");
         fs::write(&agent, b"agent").unwrap();
         fs::write(&modules, b"0123456").unwrap();
         for modules in [None, Some(modules.as_path())] {
-            let initramfs = Initramfs::new(modules, &agent).unwrap();
-            let len = initramfs.len();
-            let mut bytes = Vec::new();
-            initramfs.write_to(&mut bytes).unwrap();
-            assert_eq!(bytes.len() as u64, len);
-            assert_eq!(len % 4, 0);
+            let bytes = laid_out(&segments(modules, &agent).unwrap());
             let at = bytes.windows(8).position(|w| w == b"agent\0\0\0").unwrap();
             assert_eq!(at % 4, 0);
             assert_eq!(&bytes[at + 8..at + 14], b"070701");
@@ -162,11 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let agent = dir.path().join("agent");
         fs::write(&agent, b"agent").unwrap();
-        let mut bytes = Vec::new();
-        Initramfs::new(None, &agent)
-            .unwrap()
-            .write_to(&mut bytes)
-            .unwrap();
+        let bytes = laid_out(&segments(None, &agent).unwrap());
 
         let child = Command::new("cpio")
             .arg("-itv")
@@ -190,13 +121,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let agent = dir.path().join("rt-agent");
         assert!(
-            Initramfs::new(None, &agent)
+            segments(None, &agent)
                 .unwrap_err()
                 .to_string()
                 .contains("rt-agent")
         );
         fs::write(&agent, b"").unwrap();
-        Initramfs::new(None, &agent).unwrap_err();
-        Initramfs::new(None, dir.path()).unwrap_err();
+        segments(None, &agent).unwrap_err();
     }
 }

@@ -1,0 +1,142 @@
+//! How a child process tells its parent that it is ready, or why it failed.
+//!
+//! One message over a pipe, then its end. A child that dies without a word is an error too: the parent sees the end of
+//! the pipe, never a hang.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use protocol::{Code, Failure};
+use serde::{Deserialize, Serialize};
+
+/// More text than any error has.
+const LIMIT: u64 = 256 << 10;
+
+#[derive(Serialize, Deserialize)]
+enum Message {
+    Ready,
+    /// An error and its causes, the outermost first.
+    Failed(Vec<String>),
+}
+
+/// The child's end.
+#[derive(Debug)]
+pub struct Reporter(File);
+
+/// The parent's end.
+#[derive(Debug)]
+pub struct Report(File);
+
+/// A pipe for one report; both ends are closed on exec.
+///
+/// # Errors
+/// The kernel's.
+pub fn channel() -> io::Result<(Report, Reporter)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((Report(read.into()), Reporter(write.into())))
+}
+
+impl From<OwnedFd> for Reporter {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+}
+
+impl Reporter {
+    /// The pipe's end, to be handed to a program that is executed.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0.into()
+    }
+
+    /// Closes every descriptor but this and the standard streams.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn close_all_others(&self) -> io::Result<()> {
+        let own = self.0.as_raw_fd().unsigned_abs();
+        for (first, last) in [(3, own.saturating_sub(1)), (own + 1, u32::MAX)] {
+            if first <= last {
+                // SAFETY: a child of a fork closes its copies; nothing in it uses them any more.
+                let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+                if result != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The child is ready.
+    ///
+    /// # Errors
+    /// The parent is gone.
+    pub fn ready(self) -> io::Result<()> {
+        self.send(&Message::Ready)
+    }
+
+    /// The child failed. A parent that is gone does not want to know.
+    pub fn failed(self, error: &(dyn Error + 'static)) {
+        let mut texts = vec![error.to_string()];
+        let mut source = error.source();
+        while let Some(cause) = source {
+            texts.push(cause.to_string());
+            source = cause.source();
+        }
+        let _ = self.send(&Message::Failed(texts));
+    }
+
+    fn send(mut self, message: &Message) -> io::Result<()> {
+        self.0.write_all(&serde_json::to_vec(message)?)
+    }
+}
+
+impl Report {
+    /// Waits for the child's word.
+    ///
+    /// # Errors
+    /// The child's error with its causes, or that it ended without a word.
+    pub fn wait(self, child: &'static str) -> Result<(), Failure> {
+        let mut text = Vec::new();
+        let read = self.0.take(LIMIT).read_to_end(&mut text);
+        match read.map_err(|error| error.to_string()).and_then(|_| {
+            serde_json::from_slice(&text).map_err(|_| "it ended without saying why: see the kernel's log".to_owned())
+        }) {
+            Ok(Message::Ready) => Ok(()),
+            Ok(Message::Failed(texts)) => Err(Failure::from_texts(Code::Internal, texts)),
+            Err(reason) => Err(Failure::from_texts(Code::Internal, vec![format!("{child} failed"), reason])),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_arrives_with_its_causes() {
+        let (report, reporter) = channel().unwrap();
+        let error = Failure::from_texts(Code::Internal, vec!["outer".to_owned(), "inner".to_owned()]);
+        reporter.failed(&error);
+        let received = report.wait("the child").unwrap_err();
+        assert_eq!(crate::error_chain(&received), "outer: inner");
+    }
+
+    #[test]
+    fn a_child_that_dies_without_a_word_is_an_error() {
+        let (report, reporter) = channel().unwrap();
+        drop(reporter);
+        let received = crate::error_chain(&report.wait("the child").unwrap_err());
+        assert_eq!(received, "the child failed: it ended without saying why: see the kernel's log");
+    }
+
+    #[test]
+    fn ready_is_ready() {
+        let (report, reporter) = channel().unwrap();
+        reporter.ready().unwrap();
+        report.wait("the child").unwrap();
+    }
+}

@@ -1,0 +1,141 @@
+//! How large a microVM is: virtual CPUs and memory from what the bundle says.
+//!
+//! One function decides. First `vm.hwConfig`, which speaks of the machine itself; then `linux.resources`, which
+//! limits the workload in it; then the configuration. A wrong number is the bundle's fault and named by its place.
+
+use crate::bundle::Bundle;
+use crate::config::MicrovmConfig;
+
+/// What the guest's kernel and agent need beside the workload's limit.
+const OVERHEAD: u64 = 64 << 20;
+
+/// What the host's cgroup gets beside the workload's limit: the guest's need and the VMM's own.
+pub const HOST_OVERHEAD: u64 = 2 * OVERHEAD;
+
+/// Below this no guest kernel boots reliably.
+const MEMORY_MIN: u64 = 96 << 20;
+
+/// Guest memory comes in pieces of this size, a huge page.
+const MEMORY_STEP: u64 = 2 << 20;
+
+/// The most virtual CPUs of one microVM.
+const VCPUS_MAX: u32 = 64;
+
+/// The size of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Number of virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+}
+
+/// A size that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{at}` is {value}: {expected}")]
+pub struct SizeError {
+    at: &'static str,
+    value: i128,
+    expected: String,
+}
+
+/// The size of the microVM for `bundle`.
+///
+/// - CPUs: `vm.hwConfig.vcpus`; else the quota in whole CPUs, rounded up; else the configuration. Never more than the
+///   host has, unless `hwConfig` says so.
+/// - Memory: `vm.hwConfig.memory`; else the limit plus [`OVERHEAD`]; else the configuration.
+///
+/// # Errors
+/// A number is out of range.
+pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<Size, SizeError> {
+    let hardware = bundle.vm().and_then(|vm| vm.hw_config.clone()).unwrap_or_default();
+    let resources = bundle.spec().linux().as_ref().and_then(|linux| linux.resources().as_ref());
+
+    let vcpus = match hardware.vcpus {
+        Some(vcpus) if (1..=VCPUS_MAX).contains(&vcpus) => vcpus,
+        Some(vcpus) => return Err(out_of_range("vm.hwConfig.vcpus", vcpus.into(), format!("use 1 to {VCPUS_MAX}"))),
+        None => {
+            let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+            let quota = cpu.and_then(|cpu| cpu.quota()).and_then(|quota| u64::try_from(quota).ok());
+            // The kernel's default period, in microseconds.
+            let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
+            let asked = quota.filter(|quota| *quota > 0).map(|quota| quota.div_ceil(period));
+            let asked = asked.map_or(config.vcpus, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
+            asked.clamp(1, host_cpus.clamp(1, VCPUS_MAX))
+        }
+    };
+
+    let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
+    let memory = match (hardware.memory, limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)) {
+        (Some(memory), _) if memory < MEMORY_MIN => {
+            let expected = format!("use at least {MEMORY_MIN} bytes ({} MiB)", MEMORY_MIN >> 20);
+            return Err(out_of_range("vm.hwConfig.memory", memory.into(), expected));
+        }
+        (Some(memory), _) => memory,
+        (None, Some(limit)) => limit.saturating_add(OVERHEAD),
+        (None, None) => config.memory_mib.saturating_mul(1 << 20),
+    };
+    let memory = memory.max(MEMORY_MIN).checked_next_multiple_of(MEMORY_STEP);
+    // 46 bits of guest physical address space are what every x86-64 processor with virtualization has.
+    let memory = memory.filter(|memory| *memory <= 1 << 45).ok_or_else(|| {
+        let (at, value) = match hardware.memory {
+            Some(memory) => ("vm.hwConfig.memory", i128::from(memory)),
+            None => ("linux.resources.memory.limit", i128::from(limit.unwrap_or(i64::MAX))),
+        };
+        out_of_range(at, value, format!("use at most {} bytes", 1_u64 << 45))
+    })?;
+    Ok(Size { vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX), memory })
+}
+
+fn out_of_range(at: &'static str, value: i128, expected: String) -> SizeError {
+    SizeError { at, value, expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sized(vm: &str, resources: &str) -> Result<Size, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+        let config = format!(
+            r#"{{"ociVersion":"1.2.0","root":{{"path":"rootfs"}},"vm":{vm},"linux":{{"resources":{resources}}},
+            "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}}}}}}"#
+        );
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let config = MicrovmConfig { vcpus: 1, memory_mib: 256, ..MicrovmConfig::default() };
+        size(&Bundle::load(dir.path()).unwrap(), &config, 4).map_err(|error| error.to_string())
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_configuration_decides_where_the_bundle_is_silent() {
+        assert_eq!(sized("null", "{}"), Ok(Size { vcpus: 1, memory: 256 * MIB }));
+        assert_eq!(sized("{}", r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#), Ok(Size { vcpus: 1, memory: 256 * MIB }));
+    }
+
+    #[test]
+    fn limits_are_rounded_up_and_get_the_overhead() {
+        let limits = r#"{"memory":{"limit":134217729},"cpu":{"quota":150000,"period":100000}}"#;
+        assert_eq!(sized("null", limits), Ok(Size { vcpus: 2, memory: 194 * MIB }));
+        assert_eq!(sized("null", r#"{"memory":{"limit":4096}}"#), Ok(Size { vcpus: 1, memory: 96 * MIB }));
+        assert_eq!(sized("null", r#"{"cpu":{"quota":9000000}}"#).unwrap().vcpus, 4);
+    }
+
+    #[test]
+    fn hardware_speaks_for_the_machine_itself() {
+        let hardware = r#"{"hwConfig":{"vcpus":8,"memory":536870912}}"#;
+        let limits = r#"{"memory":{"limit":1073741824},"cpu":{"quota":100000}}"#;
+        assert_eq!(sized(hardware, limits), Ok(Size { vcpus: 8, memory: 512 * MIB }));
+    }
+
+    #[test]
+    fn impossible_sizes_are_named() {
+        assert_eq!(sized(r#"{"hwConfig":{"vcpus":0}}"#, "{}").unwrap_err(), "`vm.hwConfig.vcpus` is 0: use 1 to 64");
+        let error = sized(r#"{"hwConfig":{"memory":1024}}"#, "{}").unwrap_err();
+        assert_eq!(error, "`vm.hwConfig.memory` is 1024: use at least 100663296 bytes (96 MiB)");
+        let error = sized("null", r#"{"memory":{"limit":9223372036854775807}}"#).unwrap_err();
+        assert!(error.starts_with("`linux.resources.memory.limit` is 9223372036854775807: use at most"), "{error}");
+    }
+}

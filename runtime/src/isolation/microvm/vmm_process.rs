@@ -1,0 +1,447 @@
+//! The VMM process: the container's init process as the host sees it.
+//!
+//! `rt` executes itself for it, so that it begins with nothing but what it is told over an inherited pipe: its standard
+//! streams, its orders, and the end of a pipe for its report. It enters the container's cgroup and network namespace,
+//! boots the machine, has the agent create the container, and then stands for the container's init until that ends.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use engine::cgroup::Cgroup;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::setsid;
+use oci_spec::runtime::{Process, Spec};
+use protocol::message::{CreateContainerRequest, Outcome};
+use protocol::method::CreateContainer;
+use protocol::{ClientError, RPC_PORT, ROOTFS_TAG, VOLUMES_TAG, read_hello};
+use serde::{Deserialize, Serialize};
+use vmm::boot::Segment;
+use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
+use vmm::devices::virtio::vsock::GuestCid;
+use vmm::seccomp::Policy;
+use vmm::{RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
+
+use super::agent::{Agent, AgentError, VSOCK};
+use super::guest_spec::{Network, Volume};
+use super::relay::Relay;
+use super::report::Reporter;
+use super::shares::{self, ShareError, Shares};
+use super::supervise::{End, Supervised, catch_signals, end_like};
+use super::terminal::HostTerminal;
+use crate::guest::initramfs;
+
+/// The guest's serial console, in the container's `vm` directory.
+pub const CONSOLE_LOG: &str = "console.log";
+
+/// Where the shares are built, in the container's `vm` directory.
+pub const SHARES: &str = "shares";
+
+/// The name of the host's terminal, in the container's `vm` directory, if the workload has one.
+pub const TERMINAL: &str = "terminal";
+
+/// What the boot took, in the container's `vm` directory.
+const BOOT_NOTES: &str = "boot.json";
+
+/// How long a guest may take from its first instruction to its agent's first word.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The most bytes of a guest's console that are kept on the host.
+const CONSOLE_LIMIT: u64 = 1 << 20;
+
+/// What the VMM process has to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Orders {
+    /// The container's id.
+    pub id: String,
+    /// The container's `vm` directory, which exists.
+    pub vm_dir: PathBuf,
+    /// The container's cgroup, which exists, as a path below the hierarchies.
+    pub cgroup: PathBuf,
+    /// Which network namespace to enter.
+    pub network: Network,
+    /// The kernel, an ELF file.
+    pub kernel: PathBuf,
+    /// The archive of its modules.
+    pub modules: Option<PathBuf>,
+    /// A further archive that the bundle brings.
+    pub initrd: Option<PathBuf>,
+    /// The agent's binary.
+    pub agent: PathBuf,
+    /// Words for the kernel's command line.
+    pub parameters: Vec<String>,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// The container's root on the host.
+    pub rootfs: PathBuf,
+    /// Whether the guest may not write to it.
+    pub rootfs_read_only: bool,
+    /// What else the guest sees.
+    pub volumes: Vec<Volume>,
+    /// The configuration for the guest's engine.
+    pub spec: Spec,
+    /// Where the terminal's master goes.
+    pub console_socket: Option<PathBuf>,
+}
+
+/// Arguments of the hidden `vmm` subcommand, which only `rt` itself calls.
+#[derive(Debug, clap::Args)]
+pub struct VmmArgs {
+    /// Descriptor to read the orders from.
+    #[arg(long)]
+    orders_fd: RawFd,
+    /// Descriptor to write the report to.
+    #[arg(long)]
+    report_fd: RawFd,
+}
+
+/// Why a microVM did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// A call of the kernel.
+    #[error("cannot {action}")]
+    Io {
+        /// What was to be done.
+        action: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The container's cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] engine::cgroup::Error),
+    /// The guest's files.
+    #[error(transparent)]
+    Guest(#[from] crate::guest::Error),
+    /// The shared trees.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The machine.
+    #[error("cannot start the microVM")]
+    Machine(#[source] vmm::Error),
+    /// The network namespace has devices that the machine would not have.
+    #[error(
+        "the network namespace has {devices}, which a microVM cannot use yet: give it a namespace with only a \
+         loopback device, or use --isolation container"
+    )]
+    Network {
+        /// Their names.
+        devices: String,
+    },
+    /// The guest ended before its agent answered.
+    #[error("the guest did not boot: {exit}{console}")]
+    NotBooted {
+        /// How it ended.
+        exit: String,
+        /// The end of its console's log.
+        console: String,
+    },
+    /// The guest runs and its agent says nothing.
+    #[error(
+        "the guest's agent did not answer within {} s: is {} an rt guest kernel with virtio-mmio and vsock?{console}",
+        BOOT_LIMIT.as_secs(),
+        kernel.display()
+    )]
+    Silent {
+        /// The kernel that was booted.
+        kernel: PathBuf,
+        /// The end of its console's log.
+        console: String,
+    },
+    /// The agent's first word makes no sense, or is of another version.
+    #[error(transparent)]
+    Hello(ClientError),
+    /// The agent refused; its words stand for themselves, as the container model's do.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> VmmError {
+    move |source| VmmError::Io { action: action.into(), source }
+}
+
+fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
+    move |source| VmmError::Io { action: action.into(), source: source.into() }
+}
+
+/// The VMM process's life: boots, reports, and ends as the container's init ends. The result is its exit code.
+pub fn run(args: &VmmArgs) -> u8 {
+    // SAFETY: our parent made these descriptors for us and nobody else in this process knows them.
+    let (orders, report) =
+        unsafe { (OwnedFd::from_raw_fd(args.orders_fd), OwnedFd::from_raw_fd(args.report_fd)) };
+    let reporter = Reporter::from(report);
+    let begun = read_orders(orders).and_then(|orders| {
+        reporter.close_all_others().map_err(io_error("close inherited descriptors"))?;
+        let machine = Machine::boot(&orders)?;
+        Ok((orders, machine))
+    });
+    let (orders, machine) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            reporter.failed(&error);
+            return 1;
+        }
+    };
+    // From here on we outlive the process that made us.
+    let _ = nix::sys::prctl::set_pdeathsig(None);
+    if reporter.ready().is_err() {
+        return 1;
+    }
+    machine.until_its_end(&orders)
+}
+
+fn read_orders(fd: OwnedFd) -> Result<Orders, VmmError> {
+    let mut text = Vec::new();
+    File::from(fd).read_to_end(&mut text).map_err(io_error("read the orders"))?;
+    serde_json::from_slice(&text).map_err(|error| io_error("read the orders")(error.into()))
+}
+
+/// A machine with a container in it that waits to be started.
+struct Machine {
+    vm: RunningVm,
+    agent: Agent,
+    waiting: std::os::unix::net::UnixStream,
+    signals: nix::sys::signalfd::SignalFd,
+    terminal: Option<HostTerminal>,
+    relay: Relay,
+}
+
+impl Machine {
+    fn boot(orders: &Orders) -> Result<Self, VmmError> {
+        // A creator that is killed takes us along.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(errno("ask for a signal at the parent's death"))?;
+        Cgroup::new(&orders.cgroup)?.enter()?;
+        setsid().map_err(errno("start a session"))?;
+        let signals = catch_signals().map_err(io_error("catch signals"))?;
+        raise_descriptor_limit()?;
+        enter_network(&orders.network)?;
+        if let Some(score) = orders.spec.process().as_ref().and_then(Process::oom_score_adj) {
+            fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(io_error("write oom_score_adj"))?;
+        }
+        let terminal = open_terminal(orders)?;
+        let shares = shares::build(
+            &orders.vm_dir.join(SHARES),
+            &orders.id,
+            &orders.rootfs,
+            orders.rootfs_read_only,
+            &orders.volumes,
+        )?;
+        let vm = Vm::new(config(orders, &shares)?).map_err(VmmError::Machine)?;
+        let vsock = vm.vsock().ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))?;
+        let hello = vsock.listen(RPC_PORT).map_err(io_error("listen for the guest's agent"))?;
+        let mut vm = vm.start().map_err(VmmError::Machine)?;
+
+        wait_for(hello.as_fd(), &mut vm, orders)?;
+        let (agent_at, exits_to_agent) = (Instant::now(), vm.exits());
+        let mut stream = hello.accept().map_err(io_error("hear the guest's agent"))?;
+        stream.set_read_timeout(Some(BOOT_LIMIT)).map_err(io_error("limit the agent's time"))?;
+        read_hello(&mut stream).map_err(VmmError::Hello)?;
+
+        let connect = |port| vsock.connect(port);
+        let relay = Relay::start(connect, terminal.as_ref()).map_err(io_error("connect the standard streams"))?;
+        let to_agent = || connect(RPC_PORT).map_err(io_error("connect to the guest's agent"));
+        let mut agent = Agent::over(to_agent()?).map_err(io_error("limit the agent's time"))?;
+        agent.call::<CreateContainer>(&CreateContainerRequest {
+            id: orders.id.clone(),
+            spec_json: serde_json::to_string(&orders.spec).map_err(|error| io_error("encode the spec")(error.into()))?,
+            stdio: Some(relay.stdio()),
+            shares: share_tags(orders),
+        })?;
+        note_boot(&orders.vm_dir, &vm, agent_at, exits_to_agent).map_err(io_error("note the times of the boot"))?;
+        Ok(Self { vm, agent, waiting: to_agent()?, signals, terminal, relay })
+    }
+
+    fn until_its_end(mut self, orders: &Orders) -> u8 {
+        let process = Supervised { id: &orders.id, exec_id: "", terminal: self.terminal.as_ref() };
+        let machine = exit_event(&self.vm);
+        let end = process.until_its_end(&mut self.agent, self.waiting, &self.signals, Some(machine));
+        match end.unwrap_or(End::Machine) {
+            End::Process(outcome) => {
+                self.relay.finish();
+                // Every write of the guest has reached the host's files: nothing is lost with the machine.
+                end_like(outcome)
+            }
+            End::Machine => {
+                let exit = self.vm.stop();
+                let text = quote_console(&self.vm);
+                // The workload's standard error is the one place that its user looks at.
+                let _ = writeln!(io::stderr(), "rt: the microVM of {} failed: {exit}{text}", orders.id);
+                end_like(Outcome::Signaled(libc::SIGKILL.unsigned_abs()))
+            }
+        }
+    }
+}
+
+fn share_tags(orders: &Orders) -> Vec<String> {
+    let mut tags = vec![ROOTFS_TAG.to_owned()];
+    if !orders.volumes.is_empty() {
+        tags.push(VOLUMES_TAG.to_owned());
+    }
+    tags
+}
+
+/// A file server wants many descriptors.
+fn raise_descriptor_limit() -> Result<(), VmmError> {
+    let action = "raise the limit of open files";
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(errno(action))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(errno(action))
+}
+
+fn enter_network(network: &Network) -> Result<(), VmmError> {
+    match network {
+        Network::New => unshare(CloneFlags::CLONE_NEWNET).map_err(errno("make a network namespace"))?,
+        Network::Join(path) => {
+            let action = format!("enter the network namespace {}", path.display());
+            let file = File::open(path).map_err(io_error(action.clone()))?;
+            setns(file, CloneFlags::CLONE_NEWNET).map_err(errno(action))?;
+        }
+    }
+    // A line for each device behind two of headings: "  eth0: 0 0 ...".
+    let devices = fs::read_to_string("/proc/thread-self/net/dev").map_err(io_error("list network devices"))?;
+    let names = devices.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    let foreign: Vec<&str> = names.filter(|name| *name != "lo").collect();
+    if foreign.is_empty() { Ok(()) } else { Err(VmmError::Network { devices: foreign.join(", ") }) }
+}
+
+fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {
+    let Some((socket, process)) = orders.console_socket.as_ref().zip(orders.spec.process().as_ref()) else {
+        return Ok(None);
+    };
+    if !process.terminal().unwrap_or(false) {
+        return Ok(None);
+    }
+    let action = || format!("send the terminal to {}", socket.display());
+    let terminal = HostTerminal::open(process, socket).map_err(io_error(action()))?;
+    let name = terminal.path().as_os_str().as_encoded_bytes();
+    fs::write(orders.vm_dir.join(TERMINAL), name).map_err(io_error("note the terminal's name"))?;
+    Ok(Some(terminal))
+}
+
+fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
+    let mut initramfs: Vec<Segment> = orders.initrd.iter().cloned().map(Segment::File).collect();
+    initramfs.extend(initramfs::segments(orders.modules.as_deref(), &orders.agent)?);
+    let console = orders.vm_dir.join(CONSOLE_LOG);
+    let console = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&console)
+        .map_err(io_error(format!("create {}", console.display())))?;
+    Ok(VmConfig {
+        vcpus: orders.vcpus,
+        memory: vmm::memory::MemorySize::from_bytes(orders.memory)
+            .map_err(|error| VmmError::Machine(error.into()))?,
+        kernel: orders.kernel.clone(),
+        protocol: None,
+        initramfs,
+        command_line: orders.parameters.join(" "),
+        console: Box::new(Bounded { file: console, left: CONSOLE_LIMIT }),
+        verbose_console: false,
+        rng: true,
+        vsock: Some(VsockConfig {
+            cid: GuestCid::DEFAULT,
+            socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),
+        }),
+        shares: shared_directories(orders, shares)?,
+        seccomp: Policy::Off,
+    })
+}
+
+/// The devices that serve the trees. The root is the workload's alone and may be cached; volumes are the host's too.
+fn shared_directories(orders: &Orders, shares: &Shares) -> Result<Vec<SharedDirectory>, VmmError> {
+    let shared = |name: &str, root: &Path, cache, access| -> Result<SharedDirectory, VmmError> {
+        let tag = Tag::new(name).ok_or_else(|| io_error("name a share")(io::ErrorKind::InvalidInput.into()))?;
+        Ok(SharedDirectory { tag, share: Share { root: root.to_owned(), cache, access } })
+    };
+    let access = if orders.rootfs_read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let mut all = vec![shared(ROOTFS_TAG, &shares.rootfs, Cache::Always, access)?];
+    if let Some(volumes) = &shares.volumes {
+        all.push(shared(VOLUMES_TAG, volumes, Cache::None, Access::ReadWrite)?);
+    }
+    Ok(all)
+}
+
+/// A log that a guest cannot fill the host's disk with.
+#[derive(Debug)]
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.file.write_all(&bytes[..length])?;
+        self.left -= length as u64;
+        // What is over the limit is dropped, which is no error of the serial port.
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn exit_event(vm: &RunningVm) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is the machine's, which outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(vm.exit_event().as_raw_fd()) }
+}
+
+/// Waits for the agent's connection, the machine's end, or the end of patience.
+fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Result<(), VmmError> {
+    let timeout = PollTimeout::try_from(BOOT_LIMIT).unwrap_or(PollTimeout::MAX);
+    let (heard, ended) = loop {
+        let mut fds =
+            [PollFd::new(hello, PollFlags::POLLIN), PollFd::new(exit_event(vm), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(errno("wait for the guest")(error)),
+            Ok(_) => break (fds[0].any().unwrap_or(false), fds[1].any().unwrap_or(false)),
+        }
+    };
+    if heard {
+        return Ok(());
+    }
+    let exit = vm.stop();
+    let console = quote_console(vm);
+    if ended {
+        let exit = match exit {
+            VmExit::Reset if console.contains("panic") => "its kernel panicked".to_owned(),
+            exit => exit.to_string(),
+        };
+        return Err(VmmError::NotBooted { exit, console });
+    }
+    Err(VmmError::Silent { kernel: orders.kernel.clone(), console })
+}
+
+/// Writes down what the boot took, for `rt bench`: milliseconds since the VMM began, and exits of the guest.
+fn note_boot(vm_dir: &Path, vm: &RunningVm, agent_at: Instant, exits_to_agent: Option<u64>) -> io::Result<()> {
+    let timeline = vm.timeline();
+    let millis = |at: Instant| at.duration_since(timeline.begun).as_secs_f64() * 1e3;
+    let boot = serde_json::json!({
+        "loaded_ms": timeline.entered.map(millis),
+        "agent_ms": millis(agent_at),
+        "created_ms": millis(Instant::now()),
+        "exits_to_agent": exits_to_agent,
+        "exits_to_created": vm.exits(),
+    });
+    fs::write(vm_dir.join(BOOT_NOTES), boot.to_string())
+}
+
+/// The last lines of the guest's console, to stand at the end of a sentence.
+fn quote_console(vm: &RunningVm) -> String {
+    let lines = vm.console().lines();
+    if lines.is_empty() {
+        return String::from("; its console is silent");
+    }
+    let quoted: Vec<String> = lines.iter().map(|line| format!("\n  guest: {line}")).collect();
+    format!("; its console ends with{}", quoted.concat())
+}
