@@ -4,9 +4,11 @@
 //! prepare the root file system and the other namespaces, finishes with the steps of [`Workload`], and waits.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::rc::Rc;
 
 use libcgroups::common::CgroupConfig;
@@ -132,7 +134,7 @@ fn check_root(spec: &Spec) -> Result<(), Error> {
     };
     let path = root.path();
     let metadata =
-        std::fs::metadata(path).context(|| format!("cannot use root.path {}", path.display()))?;
+        fs::metadata(path).context(|| format!("cannot use root.path {}", path.display()))?;
     if !metadata.is_dir() {
         return Err(Error::unsupported(
             "root.path",
@@ -140,7 +142,7 @@ fn check_root(spec: &Spec) -> Result<(), Error> {
         ));
     }
     let dev = path.join("dev");
-    match std::fs::symlink_metadata(&dev) {
+    match fs::symlink_metadata(&dev) {
         Ok(metadata) if !metadata.is_dir() => {
             return Err(Error::unsupported(
                 "root.path",
@@ -153,17 +155,57 @@ fn check_root(spec: &Spec) -> Result<(), Error> {
         .mounts()
         .iter()
         .flatten()
-        .any(|mount| mount.destination() == std::path::Path::new("/dev"));
+        .any(|mount| mount.destination() == Path::new("/dev"));
     if !mounted {
-        // Left by an earlier container on the same root; libcontainer does not expect them.
-        for name in ["kcore", "fd", "stdin", "stdout", "stderr"] {
-            let link = dev.join(name);
-            if std::fs::symlink_metadata(&link).is_ok_and(|one| one.is_symlink()) {
-                let _ = std::fs::remove_file(link);
-            }
-        }
+        remove_own_nodes(spec, &dev);
     }
     Ok(())
+}
+
+/// Removes what an earlier container on the same root was given in /dev: libcontainer makes it anew and expects
+/// nothing there. Only links, and nodes of the very device that will be made, are taken for such.
+fn remove_own_nodes(spec: &Spec, dev: &Path) {
+    for name in ["kcore", "fd", "stdin", "stdout", "stderr"] {
+        let link = dev.join(name);
+        if fs::symlink_metadata(&link).is_ok_and(|one| one.is_symlink()) {
+            let _ = fs::remove_file(link);
+        }
+    }
+    let defaults = [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("tty", 5, 0),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+    ];
+    let given = spec.linux().iter().flat_map(|linux| {
+        linux.devices().iter().flatten().filter_map(|one| {
+            Some((
+                one.path().strip_prefix("/dev").ok()?,
+                one.major(),
+                one.minor(),
+            ))
+        })
+    });
+    let defaults = defaults
+        .into_iter()
+        .map(|(name, major, minor)| (Path::new(name), major, minor));
+    for (name, major, minor) in defaults.chain(given) {
+        // Deeper ones could lead out of the root through a link.
+        if name.components().count() != 1 {
+            continue;
+        }
+        let node = dev.join(name);
+        let same = fs::symlink_metadata(&node).is_ok_and(|one| {
+            (one.file_type().is_char_device() || one.file_type().is_block_device())
+                && i64::from(libc::major(one.rdev())) == major
+                && i64::from(libc::minor(one.rdev())) == minor
+        });
+        if same {
+            let _ = fs::remove_file(node);
+        }
+    }
 }
 
 pub(crate) fn keyring(id: &str, keep: bool) -> Result<Option<CString>, Error> {

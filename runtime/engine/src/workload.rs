@@ -660,10 +660,19 @@ fn set_capabilities(sets: &CapabilitySets) -> Result<(), Error> {
 
 /// Gives the program default signal handling and nothing blocked, whatever our caller had.
 fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: the default action is always sound; for SIGKILL, SIGSTOP and the C library's own it is refused.
+    /// Kernel ABI: `struct sigaction` of rt_sigaction(2); all zero is the default action.
+    const DEFAULT: [u64; 4] = [0; 4];
+    for signal in 1..=64 {
+        // SAFETY: the default action is always sound; the kernel refuses it for SIGKILL and SIGSTOP. The C library
+        // would refuse it for its own signals too, which a caller may have been started with ignored.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
         }
     }
     let empty = nix::sys::signal::SigSet::empty();

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Cgroup, DEFAULT_PARENT, Error, Result, io_error, read, write};
-use crate::clone::pidfd_open;
+use crate::clone::{pidfd_open, send_signal};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -80,39 +80,59 @@ pub(super) fn kill_all(cgroup: &Cgroup) -> Result<()> {
         // Also ends processes that fork faster than they can be listed (Linux 5.14).
         let _ = write(&directory.join("cgroup.kill"), "1");
     }
+    let events = cgroup
+        .unified()
+        .and_then(|directory| File::open(directory.join("cgroup.events")).ok());
     loop {
-        let pids = pids(cgroup)?;
-        if pids.is_empty() {
+        let living = kill_listed(cgroup)?;
+        if living.is_empty() {
             return Ok(());
-        }
-        let mut ends = Vec::new();
-        for pid in pids {
-            match pidfd_open(pid) {
-                Ok(pidfd) => {
-                    let _ = kill(pid, Signal::SIGKILL);
-                    ends.push(pidfd);
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(source) => return Err(io_error("open a process of", cgroup.path(), source)),
-            }
         }
         // A process frozen by the version 1 freezer dies only when it is thawed.
         if is_frozen(cgroup) {
             let _ = request(cgroup, false);
         }
-        for pidfd in ends {
-            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            if wait(&mut polled, deadline)
-                .map_err(|source| io_error("wait for the processes of", cgroup.path(), source))?
-                .is_none()
-            {
-                return Err(Error::StillPopulated(cgroup.path().to_owned()));
-            }
-        }
-        if Instant::now() > deadline {
+        let now = Instant::now();
+        if now > deadline {
             return Err(Error::StillPopulated(cgroup.path().to_owned()));
         }
+        let mut polled: Vec<PollFd<'_>> = living
+            .iter()
+            .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN))
+            .collect();
+        polled.extend(
+            events
+                .iter()
+                .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)),
+        );
+        // The limit is for what has no event: a dying init whose zombies somebody else has still to reap leaves its
+        // cgroup, but has not ended yet.
+        wait(&mut polled, deadline.min(now + Duration::from_millis(10)))
+            .map_err(|source| io_error("wait for the processes of", cgroup.path(), source))?;
     }
+}
+
+/// Kills the processes of a cgroup once and returns those that have not ended yet.
+fn kill_listed(cgroup: &Cgroup) -> Result<Vec<OwnedFd>> {
+    let mut living = Vec::new();
+    for pid in pids(cgroup)? {
+        let pidfd = match pidfd_open(pid) {
+            Ok(pidfd) => pidfd,
+            // It has ended since it was listed, or is a thread, whose process is listed elsewhere.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => {
+                continue;
+            }
+            Err(source) => return Err(io_error("open a process of", cgroup.path(), source)),
+        };
+        let _ = send_signal(&pidfd, libc::SIGKILL);
+        let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // One that has ended waits for its parent and runs no more.
+        let ended = matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..));
+        if !ended {
+            living.push(pidfd);
+        }
+    }
+    Ok(living)
 }
 
 /// Waits for one of the events; `None` when the time is over.
