@@ -1,14 +1,19 @@
 //! Boots a kernel with an initramfs and prints what it did: the first tool to see a kernel come up.
 //!
-//! `boot [--linux64|--pvh] [--verbose] [--vcpus N] [--memory MIB] KERNEL [INITRAMFS...] [-- WORDS]`
+//! `boot [OPTIONS] KERNEL [INITRAMFS...] [-- WORDS]` with the options `--pvh`, `--linux64`,
+//! `--verbose` (console), `--vcpus N`, `--memory MIB`, `--vsock`, `--share DIR` (tag `share`),
+//! `--seccomp-log` and `--seccomp-off`. WORDS are added to the kernel's command line.
 
 use std::error::Error;
 use std::io;
 use std::time::Instant;
 
 use vmm::boot::{BootProtocol, Segment};
+use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
+use vmm::devices::virtio::vsock::GuestCid;
 use vmm::memory::MemorySize;
-use vmm::{Vm, VmConfig};
+use vmm::seccomp::Policy;
+use vmm::{SharedDirectory, Vm, VmConfig, VsockConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut config = VmConfig {
@@ -23,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         rng: true,
         vsock: None,
         shares: Vec::new(),
+        seccomp: Policy::Enforce,
     };
     let mut files = Vec::new();
     let mut arguments = std::env::args().skip(1);
@@ -34,6 +40,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--verbose" => config.verbose_console = true,
             "--vcpus" => config.vcpus = number()?.try_into()?,
             "--memory" => config.memory = MemorySize::from_mib(number()?)?,
+            "--vsock" => {
+                let cid = GuestCid::DEFAULT;
+                config.vsock = Some(VsockConfig { cid, socket: None });
+            }
+            "--share" => {
+                let root = arguments.next().ok_or("--share wants a directory")?.into();
+                let share = Share {
+                    root,
+                    cache: Cache::Always,
+                    access: Access::ReadWrite,
+                };
+                let tag = Tag::new("share").ok_or("a tag")?;
+                config.shares.push(SharedDirectory { tag, share });
+            }
+            "--seccomp-log" => config.seccomp = Policy::Log,
+            "--seccomp-off" => config.seccomp = Policy::Off,
             "--" => config.command_line = arguments.by_ref().collect::<Vec<_>>().join(" "),
             _ => files.push(argument),
         }

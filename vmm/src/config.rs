@@ -8,6 +8,7 @@ use crate::boot::{BootProtocol, Segment};
 use crate::devices::virtio::fs::{Share, Tag};
 use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
+use crate::seccomp::Policy;
 
 /// A machine.
 pub struct VmConfig {
@@ -34,6 +35,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Directories of the host, each a file system device of its own.
     pub shares: Vec<SharedDirectory>,
+    /// How the machine's threads are confined.
+    pub seccomp: Policy,
 }
 
 /// The socket device.
@@ -66,15 +69,15 @@ impl fmt::Debug for VmConfig {
             .field("rng", &self.rng)
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
+            .field("seccomp", &self.seccomp)
             .finish_non_exhaustive()
     }
 }
 
 /// The command line that every guest gets: few exits, a fast boot, and no silent death.
 const COMMON: &[&str] = &[
-    // A panic becomes a reset at once, which ends the machine.
+    // A panic becomes a reset at once, by ACPI's register, which ends the machine.
     "panic=-1",
-    "reboot=t",
     // There is no PCI, no second serial port and no device that needs bounce buffers.
     "pci=off",
     "swiotlb=noforce",

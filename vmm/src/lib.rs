@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod probe;
+pub mod seccomp;
 mod stats;
 mod vcpu;
 mod vm;

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -25,11 +26,12 @@ use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
-use crate::devices::virtio::{MmioTransport, ThreadHook, VirtioDevice, rng::Rng};
+use crate::devices::virtio::{MmioTransport, ThreadHook, ThreadKind, VirtioDevice, rng::Rng};
 use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::{self, Hypervisor, KvmError};
 use crate::layout;
 use crate::memory::{Memory, MemoryError};
+use crate::seccomp::{self, Policy, SeccompError, Thread};
 use crate::stats::VcpuStats;
 use crate::vcpu::{self, Shared, Vcpu};
 
@@ -72,6 +74,9 @@ pub enum Error {
         /// The number asked for.
         count: u8,
     },
+    /// A vCPU thread cannot be confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// More devices than interrupt lines.
     #[error(
         "too many virtio devices: there are interrupt lines for {}",
@@ -111,6 +116,7 @@ pub struct Timeline {
 pub struct Vm {
     parts: Parts,
     vcpus: Vec<VcpuFd>,
+    policy: Policy,
 }
 
 /// What a machine owns beside its vCPUs, in the order in which it is taken down.
@@ -150,7 +156,14 @@ impl Vm {
         kvm::register_memory(&vm, &memory)?;
         kvm::create_interrupt_controllers(&vm)?;
 
-        let hook = ThreadHook::none();
+        let policy = config.seccomp;
+        let hook = ThreadHook::new(move |kind| {
+            let thread = match kind {
+                ThreadKind::Fs => Thread::Fs,
+                ThreadKind::Vsock => Thread::Vsock,
+            };
+            Ok(seccomp::confine(thread, policy)?)
+        });
         let mut board = Board::new(&vm)?;
         let console = ConsoleTail::default();
         let command_line = config.kernel_command_line();
@@ -204,7 +217,11 @@ impl Vm {
             _vm: vm,
             _memory: memory,
         };
-        Ok(Self { parts, vcpus })
+        Ok(Self {
+            parts,
+            vcpus,
+            policy,
+        })
     }
 
     /// The way to the guest's sockets, if the machine has a socket device.
@@ -217,29 +234,59 @@ impl Vm {
         self.parts.entry
     }
 
-    /// Starts a thread for each vCPU and lets the guest run.
+    /// Starts and confines a thread for each vCPU, then lets the guest run.
     ///
     /// # Errors
-    /// The host gives no thread; then none is left.
+    /// The host gives no thread, or one cannot be confined; then none is left.
     pub fn start(self) -> Result<RunningVm, Error> {
         vcpu::install_kick_handler().map_err(Error::host("installing a signal handler"))?;
         let mut running = RunningVm {
             parts: self.parts,
             threads: Vec::new(),
         };
-        // The boot processor last: nothing runs before every thread is there.
-        for (index, fd) in self.vcpus.into_iter().enumerate().rev() {
+        let mut gates = Vec::with_capacity(self.vcpus.len());
+        for (index, fd) in self.vcpus.into_iter().enumerate() {
             let shared = Arc::clone(&running.parts.shared);
-            let vcpu = Vcpu { fd, shared };
-            let thread = thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(VCPU_STACK)
-                .spawn(move || vcpu.run())
-                .map_err(Error::host("starting a vCPU thread"))?;
+            let (thread, gate) = spawn_vcpu(index, Vcpu { fd, shared }, self.policy)?;
             running.threads.push(thread);
+            gates.push(gate);
+        }
+        for gate in gates {
+            // The thread waits at its gate: it cannot be gone.
+            let _ = gate.send(());
         }
         Ok(running)
     }
+}
+
+/// Starts the thread of a vCPU. It is confined when this returns, and enters the guest when
+/// something is sent through its gate; if the gate is dropped, it ends.
+fn spawn_vcpu(
+    index: usize,
+    vcpu: Vcpu,
+    policy: Policy,
+) -> Result<(JoinHandle<()>, SyncSender<()>), Error> {
+    let (report, confined) = mpsc::sync_channel(1);
+    let (gate, opened) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new()
+        .name(format!("vcpu{index}"))
+        .stack_size(VCPU_STACK)
+        .spawn(move || {
+            let result = seccomp::confine(Thread::Vcpu, policy);
+            let ready = result.is_ok();
+            if report.send(result).is_ok() && ready && opened.recv().is_ok() {
+                vcpu.run();
+            }
+        })
+        .map_err(Error::host("starting a vCPU thread"))?;
+    match confined.recv() {
+        Ok(result) => result?,
+        Err(_) => {
+            let source = io::Error::other("the thread panicked");
+            return Err(Error::host("starting a vCPU thread")(source));
+        }
+    }
+    Ok((thread, gate))
 }
 
 fn create_vcpus(
@@ -460,3 +507,6 @@ impl Drop for RunningVm {
         self.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,406 @@
+//! What each kind of thread may ask of the host's kernel once guest code can run.
+//!
+//! The premise is a guest that has taken over a device: it then has the thread, its memory and its
+//! open descriptors, and nothing more. No thread may start a program or a thread, open a network
+//! socket or make memory executable. The tables below are the whole policy; they were found by
+//! running guests with [`Policy::Log`] and reading what the kernel's audit log says.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+use thiserror::Error;
+
+/// What happens at a system call that a thread's table does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The process is killed by SIGSYS.
+    #[default]
+    Enforce,
+    /// The call is carried out and the kernel's audit log says so: for finding what is missing.
+    Log,
+    /// No filter is installed.
+    Off,
+}
+
+/// A kind of thread of the VMM process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// Runs a vCPU.
+    Vcpu,
+    /// Serves a shared directory.
+    Fs,
+    /// Serves the guest's sockets.
+    Vsock,
+    /// The caller's own: starts, waits, relays bytes, ends. It is the caller that applies it.
+    Main,
+}
+
+/// Why a thread could not be confined.
+#[derive(Debug, Error)]
+pub enum SeccompError {
+    /// The table does not make a filter; a fault of the table.
+    #[error("compiling the seccomp filter of the {thread:?} thread")]
+    Compile {
+        /// Whose filter.
+        thread: Thread,
+        /// What is wrong.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The kernel refuses the filter.
+    #[error("installing the seccomp filter of the {thread:?} thread (CONFIG_SECCOMP_FILTER)")]
+    Install {
+        /// Whose filter.
+        thread: Thread,
+        /// What the kernel said.
+        #[source]
+        source: seccompiler::Error,
+    },
+}
+
+/// A condition on an argument of a system call.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    /// The argument with this index is this value (its low 32 bits).
+    Is(u8, u32),
+    /// The argument with this index has none of these bits (in its low 32 bits).
+    Without(u8, u32),
+}
+
+use When::{Always, Is, Without};
+
+type Table = &'static [(i64, When)];
+
+const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
+const AF_UNIX: u32 = libc::AF_UNIX as u32;
+/// `KVM_RUN` and `KVM_GET_REGS` of the kernel's `uapi/linux/kvm.h`.
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+
+/// What every thread needs: memory, locks, descriptors that are open, signals, its own end.
+const EVERY: Table = &[
+    (libc::SYS_brk, Always),
+    (libc::SYS_clock_gettime, Always),
+    (libc::SYS_close, Always),
+    (libc::SYS_exit, Always),
+    // A debug build asks so before it closes a descriptor.
+    (libc::SYS_fcntl, Is(1, libc::F_GETFD as u32)),
+    (libc::SYS_exit_group, Always),
+    (libc::SYS_futex, Always),
+    (libc::SYS_getpid, Always),
+    (libc::SYS_getrandom, Always),
+    (libc::SYS_gettid, Always),
+    (libc::SYS_madvise, Always),
+    (libc::SYS_mmap, Without(2, PROT_EXEC)),
+    (libc::SYS_mprotect, Without(2, PROT_EXEC)),
+    (libc::SYS_mremap, Always),
+    (libc::SYS_munmap, Always),
+    (libc::SYS_read, Always),
+    (libc::SYS_restart_syscall, Always),
+    (libc::SYS_rt_sigaction, Always),
+    (libc::SYS_rt_sigprocmask, Always),
+    (libc::SYS_rt_sigreturn, Always),
+    (libc::SYS_sched_yield, Always),
+    (libc::SYS_sigaltstack, Always),
+    (libc::SYS_tgkill, Always),
+    (libc::SYS_write, Always),
+    (libc::SYS_writev, Always),
+];
+
+/// Beside [`EVERY`]: entering the guest.
+const VCPU: Table = &[
+    (libc::SYS_ioctl, Is(1, KVM_RUN)),
+    (libc::SYS_ioctl, Is(1, KVM_GET_REGS)),
+];
+
+/// Beside [`EVERY`]: events, and files by descriptor or by a name below one.
+const FS: Table = &[
+    // Without CAP_FSETID for one write, so that the kernel drops a set-user-id bit.
+    (libc::SYS_capget, Always),
+    (libc::SYS_capset, Always),
+    (libc::SYS_copy_file_range, Always),
+    (libc::SYS_dup, Always),
+    (libc::SYS_epoll_ctl, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_fallocate, Always),
+    (libc::SYS_fchmod, Always),
+    (libc::SYS_fchmodat, Always),
+    (libc::SYS_fchown, Always),
+    (libc::SYS_fchownat, Always),
+    (libc::SYS_fcntl, Always),
+    (libc::SYS_fdatasync, Always),
+    (libc::SYS_fgetxattr, Always),
+    (libc::SYS_flistxattr, Always),
+    (libc::SYS_flock, Always),
+    (libc::SYS_fremovexattr, Always),
+    (libc::SYS_fsetxattr, Always),
+    (libc::SYS_fstat, Always),
+    (libc::SYS_fstatfs, Always),
+    (libc::SYS_fsync, Always),
+    (libc::SYS_ftruncate, Always),
+    (libc::SYS_getdents64, Always),
+    (libc::SYS_getegid, Always),
+    (libc::SYS_geteuid, Always),
+    (libc::SYS_getgid, Always),
+    (libc::SYS_getuid, Always),
+    (libc::SYS_getxattr, Always),
+    (libc::SYS_linkat, Always),
+    (libc::SYS_listxattr, Always),
+    (libc::SYS_lseek, Always),
+    (libc::SYS_mkdirat, Always),
+    (libc::SYS_mknodat, Always),
+    (libc::SYS_name_to_handle_at, Always),
+    (libc::SYS_newfstatat, Always),
+    (libc::SYS_open_by_handle_at, Always),
+    (libc::SYS_openat, Always),
+    (libc::SYS_openat2, Always),
+    (libc::SYS_pread64, Always),
+    (libc::SYS_preadv, Always),
+    (libc::SYS_preadv2, Always),
+    (libc::SYS_pwrite64, Always),
+    (libc::SYS_pwritev, Always),
+    (libc::SYS_pwritev2, Always),
+    (libc::SYS_readlinkat, Always),
+    (libc::SYS_readv, Always),
+    (libc::SYS_removexattr, Always),
+    (libc::SYS_renameat2, Always),
+    (libc::SYS_setresgid, Always),
+    (libc::SYS_setresuid, Always),
+    (libc::SYS_setxattr, Always),
+    (libc::SYS_statfs, Always),
+    (libc::SYS_statx, Always),
+    (libc::SYS_symlinkat, Always),
+    (libc::SYS_umask, Always),
+    (libc::SYS_unlinkat, Always),
+    (libc::SYS_utimensat, Always),
+];
+
+/// Beside [`EVERY`]: events and Unix sockets that are there or anonymous.
+const VSOCK: Table = &[
+    (libc::SYS_accept4, Always),
+    (libc::SYS_epoll_ctl, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_fcntl, Always),
+    (libc::SYS_getsockopt, Always),
+    (libc::SYS_ioctl, Is(1, libc::FIONBIO as u32)),
+    (libc::SYS_ioctl, Is(1, libc::FIONREAD as u32)),
+    (libc::SYS_readv, Always),
+    (libc::SYS_recvfrom, Always),
+    (libc::SYS_recvmsg, Always),
+    (libc::SYS_sendmsg, Always),
+    (libc::SYS_sendto, Always),
+    (libc::SYS_shutdown, Always),
+    (libc::SYS_socketpair, Is(0, AF_UNIX)),
+];
+
+/// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals.
+const MAIN: Table = &[
+    (libc::SYS_clock_nanosleep, Always),
+    (libc::SYS_connect, Always),
+    (libc::SYS_dup, Always),
+    (libc::SYS_dup3, Always),
+    (libc::SYS_epoll_create1, Always),
+    (libc::SYS_eventfd2, Always),
+    (libc::SYS_fstat, Always),
+    (libc::SYS_fsync, Always),
+    (libc::SYS_ftruncate, Always),
+    (libc::SYS_getegid, Always),
+    (libc::SYS_geteuid, Always),
+    (libc::SYS_getgid, Always),
+    (libc::SYS_getuid, Always),
+    (libc::SYS_ioctl, Is(1, libc::TCGETS as u32)),
+    (libc::SYS_ioctl, Is(1, libc::TCSETS as u32)),
+    (libc::SYS_ioctl, Is(1, libc::TIOCGWINSZ as u32)),
+    (libc::SYS_ioctl, Is(1, libc::TIOCSWINSZ as u32)),
+    (libc::SYS_kill, Always),
+    (libc::SYS_lseek, Always),
+    (libc::SYS_newfstatat, Always),
+    (libc::SYS_openat, Always),
+    (libc::SYS_pipe2, Always),
+    (libc::SYS_poll, Always),
+    (libc::SYS_ppoll, Always),
+    (libc::SYS_pread64, Always),
+    (libc::SYS_prlimit64, Always),
+    (libc::SYS_pwrite64, Always),
+    (libc::SYS_rt_sigtimedwait, Always),
+    (libc::SYS_sched_getaffinity, Always),
+    (libc::SYS_setsockopt, Always),
+    (libc::SYS_signalfd4, Always),
+    (libc::SYS_socket, Is(0, AF_UNIX)),
+    (libc::SYS_splice, Always),
+    (libc::SYS_statx, Always),
+    (libc::SYS_timerfd_create, Always),
+    (libc::SYS_timerfd_settime, Always),
+    // The files of Unix sockets go with them.
+    (libc::SYS_unlink, Always),
+    (libc::SYS_unlinkat, Always),
+];
+
+impl Thread {
+    fn tables(self) -> &'static [Table] {
+        match self {
+            Self::Vcpu => &[EVERY, VCPU],
+            Self::Fs => &[EVERY, FS],
+            Self::Vsock => &[EVERY, VSOCK],
+            Self::Main => &[EVERY, VSOCK, MAIN],
+        }
+    }
+}
+
+fn compile(
+    thread: Thread,
+    mismatch: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let calls = || thread.tables().iter().copied().flatten();
+    for (call, when) in calls() {
+        let (argument, operator, value) = match *when {
+            Always => continue,
+            Is(argument, value) => (argument, SeccompCmpOp::Eq, value.into()),
+            Without(argument, bits) => (argument, SeccompCmpOp::MaskedEq(bits.into()), 0),
+        };
+        let length = SeccompCmpArgLen::Dword;
+        let condition = SeccompCondition::new(argument, length, operator, value)?;
+        let rule = SeccompRule::new(vec![condition])?;
+        rules.entry(*call).or_default().push(rule);
+    }
+    // A call without any rule is allowed whatever its arguments, also where another table of the
+    // thread has conditions for it.
+    for (call, _) in calls().filter(|(_, when)| matches!(when, Always)) {
+        rules.insert(*call, Vec::new());
+    }
+    let filter = SeccompFilter::new(rules, mismatch, SeccompAction::Allow, TargetArch::x86_64)?;
+    filter.try_into()
+}
+
+/// Confines the calling thread to what its kind needs, for good. It also gives up gaining
+/// privileges by starting programs (`no_new_privs`).
+///
+/// # Errors
+/// The kernel has no seccomp filters.
+pub fn confine(thread: Thread, policy: Policy) -> Result<(), SeccompError> {
+    let mismatch = match policy {
+        Policy::Off => return Ok(()),
+        Policy::Log => SeccompAction::Log,
+        Policy::Enforce => SeccompAction::KillProcess,
+    };
+    let program =
+        compile(thread, mismatch).map_err(|source| SeccompError::Compile { thread, source })?;
+    apply_filter(&program).map_err(|source| SeccompError::Install { thread, source })
+}
+
+impl From<SeccompError> for io::Error {
+    fn from(error: SeccompError) -> Self {
+        Self::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `f` in a child with the filter and says how the child ended.
+    fn in_child(thread: Thread, f: fn() -> bool) -> Result<i32, i32> {
+        let program = compile(thread, SeccompAction::KillProcess).unwrap();
+        // SAFETY: the child only makes system calls and leaves by _exit.
+        match unsafe { libc::fork() } {
+            0 => {
+                let code = match apply_filter(&program) {
+                    Ok(()) => i32::from(!f()),
+                    Err(_) => 99,
+                };
+                // SAFETY: ends the child without running anything of the parent's.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                assert!(child > 0);
+                let mut status = 0;
+                // SAFETY: the child is ours and status is valid for the write.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                if libc::WIFEXITED(status) {
+                    Ok(libc::WEXITSTATUS(status))
+                } else {
+                    Err(libc::WTERMSIG(status))
+                }
+            }
+        }
+    }
+
+    const ALL: [Thread; 4] = [Thread::Vcpu, Thread::Fs, Thread::Vsock, Thread::Main];
+
+    #[test]
+    fn every_thread_may_do_what_it_needs() {
+        for thread in ALL {
+            let result = in_child(thread, || {
+                // SAFETY: asks for a fresh page that nobody uses.
+                let page = unsafe {
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                    libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0)
+                };
+                page != libc::MAP_FAILED
+            });
+            assert_eq!(result, Ok(0), "{thread:?}");
+        }
+    }
+
+    #[test]
+    fn no_thread_may_start_a_program_or_make_memory_executable() {
+        let forbidden: [fn() -> bool; 4] = [
+            || {
+                let path = c"/bin/true".as_ptr();
+                // SAFETY: the path is a C string; the arguments may be null on Linux.
+                unsafe { libc::syscall(libc::SYS_execve, path, 0, 0) == 0 }
+            },
+            || {
+                // SAFETY: fork by its number; a child would only return from here.
+                unsafe { libc::syscall(libc::SYS_fork) >= 0 }
+            },
+            || {
+                // SAFETY: asks for a fresh page that nobody uses.
+                let page = unsafe {
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                    let protection = libc::PROT_READ | libc::PROT_EXEC;
+                    libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0)
+                };
+                page != libc::MAP_FAILED
+            },
+            || {
+                // SAFETY: makes a socket and lets it go with the process.
+                unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) >= 0 }
+            },
+        ];
+        for thread in ALL {
+            for (number, call) in forbidden.into_iter().enumerate() {
+                let result = in_child(thread, call);
+                assert_eq!(result, Err(libc::SIGSYS), "{thread:?} {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_vcpu_may_only_enter_the_guest() {
+        let result = in_child(Thread::Vcpu, || {
+            // SAFETY: an ioctl on no descriptor.
+            unsafe { libc::ioctl(-1, libc::c_ulong::from(KVM_RUN), 0) == -1 }
+        });
+        assert_eq!(result, Ok(0));
+        // KVM_CREATE_VM.
+        let result = in_child(Thread::Vcpu, || {
+            // SAFETY: an ioctl on no descriptor.
+            unsafe { libc::ioctl(-1, 0xae01, 0) == -1 }
+        });
+        assert_eq!(result, Err(libc::SIGSYS));
+        let result = in_child(Thread::Vcpu, || {
+            // SAFETY: the path is a C string.
+            unsafe { libc::open(c"/".as_ptr(), libc::O_RDONLY) >= 0 }
+        });
+        assert_eq!(result, Err(libc::SIGSYS));
+    }
+}

@@ -1,0 +1,215 @@
+//! Machines with a "kernel" of a few instructions: they run wherever KVM runs at all, also where
+//! it only emulates.
+
+use std::fs;
+use std::sync::mpsc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::memory::MemorySize;
+
+/// An ELF file whose one segment, at 1 MiB, is `code`.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 120];
+    file[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+    let length = code.len() as u64;
+    let fields: [(usize, u64, usize); 11] = [
+        (16, 2, 2),
+        (18, 62, 2),
+        (24, 0x10_0000, 8),
+        (32, 64, 8),
+        (54, 56, 2),
+        (56, 1, 2),
+        (64, 1, 4),
+        (64 + 8, 120, 8),
+        (64 + 24, 0x10_0000, 8),
+        (64 + 32, length, 8),
+        (64 + 40, length, 8),
+    ];
+    for (at, value, size) in fields {
+        file[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+    }
+    file.extend(code);
+    file
+}
+
+/// `mov dx, port; mov al, value; out dx, al`.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// `out dx, al` of what is in al, to the serial port.
+fn print_al() -> Vec<u8> {
+    vec![0x66, 0xba, 0xf8, 0x03, 0xee]
+}
+
+fn power_off() -> Vec<u8> {
+    out(layout::POWER_PORT, 0x34)
+}
+
+/// `jmp` to itself.
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+/// `hlt`, and again should it wake up.
+const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
+/// A machine that is about to run `code`; none where there is no KVM.
+fn machine(code: &[u8], vcpus: u8) -> Option<(TempDir, RunningVm)> {
+    let directory = TempDir::new().unwrap();
+    let kernel = directory.path().join("vmlinux");
+    fs::write(&kernel, elf(code)).unwrap();
+    let config = VmConfig {
+        vcpus,
+        memory: MemorySize::from_mib(16).unwrap(),
+        kernel,
+        protocol: None,
+        initramfs: Vec::new(),
+        command_line: String::new(),
+        console: Box::new(io::sink()),
+        verbose_console: false,
+        rng: true,
+        vsock: None,
+        shares: Vec::new(),
+        seccomp: Policy::Enforce,
+    };
+    match Vm::new(config) {
+        Ok(vm) => Some((directory, vm.start().unwrap())),
+        Err(Error::Kvm(error @ (KvmError::NoDevice | KvmError::Denied(_)))) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+    }
+}
+
+fn outcome(code: &[u8]) -> Option<(VmExit, Vec<String>)> {
+    let (_directory, mut vm) = machine(code, 1)?;
+    let exit = vm.wait().unwrap();
+    assert_eq!(vm.exit_event().read().unwrap(), 1);
+    Some((exit, vm.console().lines()))
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    let code = [out(0x3f8, b'h'), out(0x3f8, b'i'), power_off(), SPIN.into()].concat();
+    if let Some((exit, console)) = outcome(&code) {
+        assert_eq!(exit, VmExit::Shutdown);
+        assert_eq!(console, ["hi"]);
+    }
+}
+
+#[test]
+fn resets_and_faults_are_told_apart() {
+    for (code, expected) in [
+        (out(layout::POWER_PORT + 2, 1), VmExit::Reset),
+        (out(layout::I8042_COMMAND_PORT, 0xfe), VmExit::Reset),
+        // An invalid instruction without a table of handlers.
+        (vec![0x0f, 0x0b], VmExit::TripleFault),
+    ] {
+        let code = [code, SPIN.into()].concat();
+        if let Some((exit, _)) = outcome(&code) {
+            assert_eq!(exit, expected);
+        }
+    }
+}
+
+#[test]
+fn devices_answer_at_their_registers_and_nothing_elsewhere() {
+    // Maps the last 2 MiB of the first GiB to the devices: mov [last PD entry], address | flags.
+    let entry = (layout::PAGE_TABLES + 2 * 4096 + 511 * 8) as u32;
+    let mut code = vec![0xc7, 0x04, 0x25];
+    code.extend(entry.to_le_bytes());
+    code.extend((layout::VIRTIO_MMIO_BASE as u32 | 0x83).to_le_bytes());
+    // The first device's magic value: mov eax, [first register].
+    code.extend([0x8b, 0x04, 0x25]);
+    code.extend(0x3fe0_0000u32.to_le_bytes());
+    code.extend(print_al());
+    // The port 0x80 has no device: in al, 0x80; then 0xff + 'B'.
+    code.extend([0xe4, 0x80, 0x04, 0x42]);
+    code.extend(print_al());
+    code.extend(power_off());
+    code.extend(SPIN);
+    if let Some((exit, console)) = outcome(&code) {
+        assert_eq!(exit, VmExit::Shutdown);
+        assert_eq!(console, ["vA"]);
+    }
+}
+
+#[test]
+fn a_machine_that_spins_or_sleeps_is_stopped_at_once() {
+    for code in [&SPIN[..], &HALT] {
+        let Some((_directory, mut vm)) = machine(code, 3) else {
+            return;
+        };
+        assert_eq!(vm.stop(), VmExit::Stopped);
+        assert_eq!(vm.wait().unwrap(), VmExit::Stopped);
+        assert!(vm.threads.is_empty());
+    }
+}
+
+#[test]
+fn stopping_races_with_nothing() {
+    // Stop at whatever point of its start the machine is.
+    for _ in 0..20 {
+        let Some((_directory, vm)) = machine(&HALT, 2) else {
+            return;
+        };
+        let (done, wait) = mpsc::channel();
+        let stopper = thread::spawn(move || {
+            drop(vm);
+            done.send(()).unwrap();
+        });
+        let limit = std::time::Duration::from_secs(20);
+        assert!(
+            wait.recv_timeout(limit).is_ok(),
+            "a vCPU was not kicked out"
+        );
+        stopper.join().unwrap();
+    }
+}
+
+#[test]
+fn exits_are_counted() {
+    let code = [out(0x3f8, b'x'), power_off(), SPIN.into()].concat();
+    let Some((_directory, mut vm)) = machine(&code, 1) else {
+        return;
+    };
+    vm.wait().unwrap();
+    assert_eq!(vm.user_exits(), 2);
+    // The kernel counts at least as many, where it counts.
+    assert!(
+        vm.exits().is_none_or(|exits| exits >= 2),
+        "{:?}",
+        vm.exits()
+    );
+    let timeline = vm.timeline();
+    assert!(timeline.entered.unwrap() >= timeline.loaded);
+    assert!(timeline.loaded >= timeline.begun);
+}
+
+#[test]
+fn impossible_machines_are_refused() {
+    for (vcpus, kernel) in [(0, "x"), (255, "x"), (1, "/nonexistent/vmlinux")] {
+        let config = VmConfig {
+            vcpus,
+            memory: MemorySize::from_mib(16).unwrap(),
+            kernel: kernel.into(),
+            protocol: None,
+            initramfs: Vec::new(),
+            command_line: String::new(),
+            console: Box::new(io::sink()),
+            verbose_console: false,
+            rng: false,
+            vsock: None,
+            shares: Vec::new(),
+            seccomp: Policy::Enforce,
+        };
+        match Vm::new(config).unwrap_err() {
+            Error::VcpuCount { count } => assert_eq!(count, vcpus),
+            Error::Boot(error) => assert!(error.to_string().contains(kernel), "{error}"),
+            Error::Kvm(error) => println!("skipped: {error}"),
+            error => panic!("{error}"),
+        }
+    }
+}
