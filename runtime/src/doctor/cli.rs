@@ -21,26 +21,42 @@ impl Args {
     ///
     /// # Errors
     /// If `out` cannot be written.
-    pub fn run(self, asked: Option<Model>, config: &Config, out: &mut impl Write) -> io::Result<u8> {
+    pub fn run(
+        self,
+        asked: Option<Model>,
+        config: &Config,
+        out: &mut impl Write,
+    ) -> io::Result<u8> {
         let report = Report::examine(config);
         let text = if self.json {
             format!("{}\n", serde_json::to_string_pretty(&report)?)
         } else {
             let models = [Model::Container, Model::Microvm];
-            let models = models.into_iter().filter(|model| asked.is_none_or(|asked| asked == *model));
-            models.map(|model| render(model, report.of(model))).collect::<Vec<_>>().join("\n")
+            let models = models
+                .into_iter()
+                .filter(|model| asked.is_none_or(|asked| asked == *model));
+            models
+                .map(|model| render(model, report.of(model)))
+                .collect::<Vec<_>>()
+                .join("\n")
         };
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
             _ => {}
         }
-        Ok(u8::from(!report.of(asked.unwrap_or(Model::Container)).usable))
+        Ok(u8::from(
+            !report.of(asked.unwrap_or(Model::Container)).usable,
+        ))
     }
 }
 
 /// One line a check, and what to do below it.
 fn render(model: Model, findings: &Findings) -> String {
-    let verdict = if findings.usable { "can run here" } else { "cannot run here" };
+    let verdict = if findings.usable {
+        "can run here"
+    } else {
+        "cannot run here"
+    };
     let mut text = format!("{model}: {verdict}\n");
     for check in &findings.checks {
         let status = match check.status {
@@ -48,7 +64,10 @@ fn render(model: Model, findings: &Findings) -> String {
             Status::Warn => "warn",
             Status::Fail => "fail",
         };
-        text.push_str(&format!("  {status:4}  {:15}  {}", check.name, check.message));
+        text.push_str(&format!(
+            "  {status:4}  {:15}  {}",
+            check.name, check.message
+        ));
         if let Some(advice) = &check.advice {
             text.push_str(&format!(" -> {advice}"));
         }
@@ -64,7 +83,10 @@ mod tests {
 
     #[test]
     fn a_check_is_one_line_with_its_advice() {
-        let checks = vec![Check::ok("root", "running as root"), Check::fail("kvm", "there is none", "get one")];
+        let checks = vec![
+            Check::ok("root", "running as root"),
+            Check::fail("kvm", "there is none", "get one"),
+        ];
         assert_eq!(
             render(Model::Microvm, &Findings::new(None, checks)),
             "microvm: cannot run here\n\

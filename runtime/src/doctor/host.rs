@@ -9,17 +9,21 @@ use nix::unistd::AccessFlags;
 
 use super::Check;
 use crate::config::MicrovmConfig;
+use crate::error_chain;
 use crate::guest::Store;
 use crate::isolation::microvm;
-use crate::error_chain;
 
 /// The controllers that bundles set limits by.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// A server of shared files keeps one descriptor for each file that a guest knows.
 const OPEN_FILES_WANTED: u64 = 65_536;
 /// Without these no container can be made; the numbers are those of the kernel's `uapi/linux/capability.h`.
-const NEEDED_CAPABILITIES: [(&str, u32); 4] =
-    [("CAP_SETGID", 6), ("CAP_SETUID", 7), ("CAP_SETPCAP", 8), ("CAP_SYS_ADMIN", 21)];
+const NEEDED_CAPABILITIES: [(&str, u32); 4] = [
+    ("CAP_SETGID", 6),
+    ("CAP_SETUID", 7),
+    ("CAP_SETPCAP", 8),
+    ("CAP_SYS_ADMIN", 21),
+];
 const CAP_SYS_RESOURCE: u32 = 24;
 /// What the VMM and the host need beside a guest, in MiB.
 const MEMORY_BESIDE: u64 = 64;
@@ -28,17 +32,26 @@ pub(super) fn root() -> Check {
     if nix::unistd::geteuid().is_root() {
         Check::ok("root", "running as root")
     } else {
-        Check::fail("root", "not running as root", "run rt as root; rootless containers are not supported")
+        Check::fail(
+            "root",
+            "not running as root",
+            "run rt as root; rootless containers are not supported",
+        )
     }
 }
 
 pub(super) fn capabilities() -> Check {
     const NAME: &str = "capabilities";
-    let Some(effective) = read("/proc/self/status").and_then(|text| effective_capabilities(&text)) else {
+    let Some(effective) = read("/proc/self/status").and_then(|text| effective_capabilities(&text))
+    else {
         return Check::warn(NAME, "/proc/self/status cannot be read", "mount /proc");
     };
     let has = |bit: u32| effective & (1 << bit) != 0;
-    let missing: Vec<&str> = NEEDED_CAPABILITIES.iter().filter(|(_, bit)| !has(*bit)).map(|(name, _)| *name).collect();
+    let missing: Vec<&str> = NEEDED_CAPABILITIES
+        .iter()
+        .filter(|(_, bit)| !has(*bit))
+        .map(|(name, _)| *name)
+        .collect();
     if !missing.is_empty() {
         return Check::fail(
             NAME,
@@ -61,7 +74,11 @@ pub(super) fn cgroups() -> Check {
     let layout = match Layout::detect() {
         Ok(layout) => layout,
         Err(error) => {
-            return Check::fail(NAME, error_chain(&error), "mount it: mount -t cgroup2 none /sys/fs/cgroup");
+            return Check::fail(
+                NAME,
+                error_chain(&error),
+                "mount it: mount -t cgroup2 none /sys/fs/cgroup",
+            );
         }
     };
     let unified = match layout.unified() {
@@ -69,21 +86,37 @@ pub(super) fn cgroups() -> Check {
         None => String::new(),
     };
     let has = |controller: &str| {
-        layout.v1(controller).is_some() || unified.split_ascii_whitespace().any(|name| name == controller)
+        layout.v1(controller).is_some()
+            || unified
+                .split_ascii_whitespace()
+                .any(|name| name == controller)
     };
     let writable = layout
         .hierarchies()
         .iter()
-        .filter(|hierarchy| hierarchy.is_unified() || CONTROLLERS.iter().any(|name| hierarchy.has(name)))
+        .filter(|hierarchy| {
+            hierarchy.is_unified() || CONTROLLERS.iter().any(|name| hierarchy.has(name))
+        })
         .all(|hierarchy| nix::unistd::access(&hierarchy.mount, AccessFlags::W_OK).is_ok());
-    let found = format!("{} with {}", layout.name(), join(CONTROLLERS.into_iter().filter(|name| has(name))));
+    let found = format!(
+        "{} with {}",
+        layout.name(),
+        join(CONTROLLERS.into_iter().filter(|name| has(name)))
+    );
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !has(name)).collect();
     if !writable {
         let advice = "mount it writable, or run rt where it is";
-        return Check::fail(NAME, format!("{found}, but it cannot be written to"), advice);
+        return Check::fail(
+            NAME,
+            format!("{found}, but it cannot be written to"),
+            advice,
+        );
     }
     if !missing.is_empty() {
-        let advice = format!("bundles that limit by {} will fail; enable them in the kernel", join(missing));
+        let advice = format!(
+            "bundles that limit by {} will fail; enable them in the kernel",
+            join(missing)
+        );
         return Check::warn(NAME, found, advice);
     }
     Check::ok(NAME, found)
@@ -98,17 +131,28 @@ pub(super) fn namespaces() -> Check {
     if missing.is_empty() {
         Check::ok(NAME, "pid, network, ipc, uts, mount, cgroup")
     } else {
-        Check::fail(NAME, format!("no {}", join(missing)), "use a kernel with all namespaces (CONFIG_NAMESPACES)")
+        Check::fail(
+            NAME,
+            format!("no {}", join(missing)),
+            "use a kernel with all namespaces (CONFIG_NAMESPACES)",
+        )
     }
 }
 
 pub(super) fn user_namespaces() -> Check {
     const NAME: &str = "user-namespaces";
-    const ADVICE: &str = "bundles with a user namespace will fail; raise user.max_user_namespaces by sysctl";
+    const ADVICE: &str =
+        "bundles with a user namespace will fail; raise user.max_user_namespaces by sysctl";
     if !Path::new("/proc/self/ns/user").exists() {
-        return Check::warn(NAME, "the kernel has none", "bundles with a user namespace will fail");
+        return Check::warn(
+            NAME,
+            "the kernel has none",
+            "bundles with a user namespace will fail",
+        );
     }
-    match read("/proc/sys/user/max_user_namespaces").and_then(|text| text.trim().parse::<u64>().ok()) {
+    match read("/proc/sys/user/max_user_namespaces")
+        .and_then(|text| text.trim().parse::<u64>().ok())
+    {
         Some(0) => Check::warn(NAME, "user.max_user_namespaces is 0", ADVICE),
         Some(most) => Check::ok(NAME, format!("up to {most}")),
         None => Check::warn(NAME, "user.max_user_namespaces cannot be read", ADVICE),
@@ -133,7 +177,11 @@ pub(super) fn overlay() -> Check {
     if found {
         Check::ok(NAME, "overlayfs is there")
     } else {
-        Check::warn(NAME, "overlayfs is not loaded", "modprobe overlay; container engines keep images with it")
+        Check::warn(
+            NAME,
+            "overlayfs is not loaded",
+            "modprobe overlay; container engines keep images with it",
+        )
     }
 }
 
@@ -145,11 +193,15 @@ pub(super) fn open_files() -> Check {
             NAME,
             format!("hard limit {hard}"),
             format!(
-                "raise it to {OPEN_FILES_WANTED} (ulimit -Hn, LimitNOFILE=): a microVM's shared files need one for \
-                 each file in use"
+                "raise it to {OPEN_FILES_WANTED} (ulimit -Hn, LimitNOFILE=): no bundle can have more, and a microVM's \
+                 shared files take one for each file in use"
             ),
         ),
-        Err(errno) => Check::warn(NAME, format!("the limit cannot be read: {errno}"), "look at ulimit -Hn"),
+        Err(errno) => Check::warn(
+            NAME,
+            format!("the limit cannot be read: {errno}"),
+            "look at ulimit -Hn",
+        ),
     }
 }
 
@@ -159,7 +211,15 @@ pub(super) fn guest_kernel(config: &MicrovmConfig) -> Check {
     match store.select(config.guest.as_deref()) {
         Ok(guest) => {
             let record = guest.record();
-            Check::ok(NAME, format!("{} ({}, Linux {})", guest.name(), record.kind, record.kernel_release))
+            Check::ok(
+                NAME,
+                format!(
+                    "{} ({}, Linux {})",
+                    guest.name(),
+                    record.kind,
+                    record.kernel_release
+                ),
+            )
         }
         Err(error) => Check::fail(NAME, error_chain(&error), "make guest, or rt guest import"),
     }
@@ -169,7 +229,11 @@ pub(super) fn agent(config: &MicrovmConfig) -> Check {
     const NAME: &str = "agent";
     match microvm::agent_binary(config.agent.as_deref()) {
         Ok(path) => Check::ok(NAME, path.display().to_string()),
-        Err(error) => Check::fail(NAME, error_chain(&error), "install rt-agent beside rt, or set microvm.agent"),
+        Err(error) => Check::fail(
+            NAME,
+            error_chain(&error),
+            "install rt-agent beside rt, or set microvm.agent",
+        ),
     }
 }
 
@@ -177,7 +241,9 @@ pub(super) fn memory(guest_mib: u64) -> Check {
     const NAME: &str = "memory";
     let wanted = guest_mib.saturating_add(MEMORY_BESIDE);
     match read("/proc/meminfo").and_then(|text| available_mib(&text)) {
-        Some(available) if available >= wanted => Check::ok(NAME, format!("{available} MiB available")),
+        Some(available) if available >= wanted => {
+            Check::ok(NAME, format!("{available} MiB available"))
+        }
         Some(available) => Check::warn(
             NAME,
             format!("{available} MiB available, a microVM takes up to {guest_mib} MiB"),
@@ -205,7 +271,11 @@ pub(super) fn tun() -> Check {
     if Path::new("/dev/net/tun").exists() {
         Check::ok(NAME, "/dev/net/tun is there")
     } else {
-        Check::warn(NAME, "there is no /dev/net/tun", "modprobe tun; without it a microVM has no network but loopback")
+        Check::warn(
+            NAME,
+            "there is no /dev/net/tun",
+            "modprobe tun; without it a microVM has no network but loopback",
+        )
     }
 }
 
@@ -215,7 +285,11 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
 
 fn join<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// `CapEff` of /proc/self/status: a bit for each capability.
@@ -226,12 +300,15 @@ fn effective_capabilities(text: &str) -> Option<u64> {
 
 /// Whether /proc/filesystems lists `name`, as the last word of a line.
 fn has_file_system(text: &str, name: &str) -> bool {
-    text.lines().any(|line| line.split_ascii_whitespace().next_back() == Some(name))
+    text.lines()
+        .any(|line| line.split_ascii_whitespace().next_back() == Some(name))
 }
 
 /// `MemAvailable` of /proc/meminfo, in MiB.
 fn available_mib(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
     Some(kib >> 10)
 }
@@ -248,13 +325,25 @@ mod tests {
 
     #[test]
     fn the_kernels_files_are_read_as_it_writes_them() {
-        assert!(has_file_system("nodev\tproc\nnodev\toverlay\n\text4\n", "overlay"));
+        assert!(has_file_system(
+            "nodev\tproc\nnodev\toverlay\n\text4\n",
+            "overlay"
+        ));
         assert!(!has_file_system("nodev\toverlayx\n", "overlay"));
-        assert_eq!(available_mib("MemTotal: 9 kB\nMemAvailable:    2048 kB\n"), Some(2));
+        assert_eq!(
+            available_mib("MemTotal: 9 kB\nMemAvailable:    2048 kB\n"),
+            Some(2)
+        );
         assert_eq!(available_mib("MemTotal: 9 kB\n"), None);
-        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
+        assert_eq!(
+            chosen("always [madvise] never\n").as_deref(),
+            Some("madvise")
+        );
         assert_eq!(chosen(""), None);
-        assert_eq!(effective_capabilities("CapPrm:\t0\nCapEff:\t00000000000000c0\n"), Some(0xc0));
+        assert_eq!(
+            effective_capabilities("CapPrm:\t0\nCapEff:\t00000000000000c0\n"),
+            Some(0xc0)
+        );
     }
 
     #[test]
@@ -265,7 +354,10 @@ mod tests {
             println!("skipped: RT_GUEST_DIR is set");
             return;
         }
-        let config = MicrovmConfig { guests: dir.path().to_owned(), ..MicrovmConfig::default() };
+        let config = MicrovmConfig {
+            guests: dir.path().to_owned(),
+            ..MicrovmConfig::default()
+        };
         let check = guest_kernel(&config);
         assert_eq!(check.status, super::super::Status::Fail);
         assert!(check.message.contains("make guest"), "{check:?}");

@@ -26,9 +26,15 @@ pub enum Kvm {
 pub(super) fn examine() -> (Kvm, Check) {
     match probe::probe() {
         Ok(report) => {
-            let speed = format!("{:.0} million instructions a second", report.instructions_per_second / 1e6);
+            let speed = format!(
+                "{:.1} million instructions a second",
+                report.instructions_per_second / 1e6
+            );
             match report.execution {
-                Execution::Native => (Kvm::Native, Check::ok(NAME, format!("the processor runs guests ({speed})"))),
+                Execution::Native => (
+                    Kvm::Native,
+                    Check::ok(NAME, format!("the processor runs guests ({speed})")),
+                ),
                 Execution::Emulated => (
                     Kvm::Emulating,
                     Check::fail(
@@ -43,10 +49,13 @@ pub(super) fn examine() -> (Kvm, Check) {
         Err(error) => {
             let message = error_chain(&error);
             let (kvm, advice) = match error {
-                ProbeError::Kvm(KvmError::NoDevice) => {
-                    (Kvm::Absent, "load kvm_intel or kvm_amd, or use a host with virtualisation")
+                ProbeError::Kvm(KvmError::NoDevice) => (
+                    Kvm::Absent,
+                    "load kvm_intel or kvm_amd, or use a host with virtualisation",
+                ),
+                ProbeError::Kvm(KvmError::Denied(_)) => {
+                    (Kvm::Unusable, "run as root, or join the device's group")
                 }
-                ProbeError::Kvm(KvmError::Denied(_)) => (Kvm::Unusable, "run as root, or join the device's group"),
                 ProbeError::Kvm(KvmError::Busy(_)) => (Kvm::Unusable, "stop the other hypervisor"),
                 _ => (Kvm::Unusable, "use another host kernel or host"),
             };
