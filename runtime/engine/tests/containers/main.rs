@@ -3,6 +3,12 @@
 //! The engine clones its caller, so a test must have one thread: each runs in a process of its own, which this
 //! program starts with the test's name. What a name claims is what the test shows.
 
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; without the usual harness the lints do not know that it is one"
+)]
+
 mod exec;
 mod fixture;
 mod life;
