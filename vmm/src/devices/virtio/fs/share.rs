@@ -165,7 +165,8 @@ impl SharedTree {
             // does. And without opendir a directory has no place to read on from.
             no_open: false,
             no_opendir: false,
-            // Numbers are used again while the guest still knows the old file by them.
+            // Numbers are used again while the guest still knows the old file by them. The price:
+            // the server keeps a note of some 200 bytes of each file the guest ever knew.
             use_host_ino: false,
             allow_direct_io: false,
             ..Config::default()

@@ -124,7 +124,10 @@ impl Muxer {
             muxer.watch(event.as_raw_fd(), token, EventSet::IN)?;
         }
         if let Some(listener) = &muxer.listener {
-            muxer.watch(listener.as_raw_fd(), LISTENER, EventSet::IN)?;
+            // By edges: where a client cannot be accepted for want of descriptors, the event must
+            // not come again at once.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            muxer.watch(listener.as_raw_fd(), LISTENER, events)?;
         }
         Ok(muxer)
     }
@@ -156,7 +159,7 @@ impl Muxer {
         for event in &events[..count] {
             match event.data() {
                 MAILBOX => self.read_mailbox(mailbox),
-                LISTENER => self.accept_client(),
+                LISTENER => self.accept_clients(),
                 token if token < FIRST_TOKEN => {
                     let queue = usize::try_from(token - QUEUES).unwrap_or(usize::MAX);
                     if let Some(event) = self.queue_events.get(queue) {
@@ -223,31 +226,23 @@ impl Muxer {
         self.watch(stream.as_raw_fd(), token, events)
     }
 
-    fn accept_client(&mut self) {
-        let Some(listener) = &self.listener else {
-            return;
-        };
-        let client = match listener.accept() {
-            Ok((client, _)) => client,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!(%error, "accepting a vsock client");
-                }
+    /// Takes the clients that wait. Those that cannot be taken now wait for the next one's event.
+    fn accept_clients(&mut self) {
+        loop {
+            let Some(Ok((client, _))) = self.listener.as_ref().map(UnixListener::accept) else {
                 return;
+            };
+            if self.clients.len() >= MAX_CLIENTS {
+                // The one that has kept the others waiting longest.
+                if let Some(oldest) = self.clients.keys().min().copied() {
+                    self.clients.remove(&oldest);
+                }
             }
-        };
-        if self.clients.len() >= MAX_CLIENTS {
-            // The one that has kept the others waiting longest.
-            if let Some(oldest) = self.clients.keys().min().copied() {
-                self.clients.remove(&oldest);
+            let token = self.new_token();
+            match self.watch_stream(&client, token) {
+                Ok(()) => drop(self.clients.insert(token, client)),
+                Err(error) => tracing::warn!(%error, "watching a vsock client"),
             }
-        }
-        let token = self.new_token();
-        match self.watch_stream(&client, token) {
-            Ok(()) => {
-                self.clients.insert(token, client);
-            }
-            Err(error) => tracing::warn!(%error, "watching a vsock client"),
         }
     }
 

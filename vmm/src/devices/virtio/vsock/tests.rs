@@ -448,6 +448,23 @@ fn a_client_of_the_host_socket_is_connected_by_its_line() {
     client.set_nonblocking(true).unwrap();
     let expected = format!("OK {}\n", guest.ports.host);
     assert_eq!(read_all(&mut client), expected.as_bytes());
+    // Several at once, and more than may be silent.
+    let path = directory.path().join("v.sock");
+    let silent: Vec<_> = (0..100)
+        .map(|_| {
+            harness.turn();
+            UnixStream::connect(&path).unwrap()
+        })
+        .collect();
+    harness.turn();
+    let turned_away = silent.iter().filter(|client| {
+        let mut client: &UnixStream = client;
+        client.set_nonblocking(true).unwrap();
+        matches!(client.read(&mut [0]), Ok(0))
+    });
+    assert_eq!(turned_away.count(), 36);
+    drop(silent);
+    harness.turn();
     // One that is refused sees the end of its stream.
     let mut client = UnixStream::connect(directory.path().join("v.sock")).unwrap();
     client.write_all(b"CONNECT 53\n").unwrap();
