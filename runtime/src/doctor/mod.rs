@@ -42,15 +42,30 @@ pub struct Check {
 
 impl Check {
     fn ok(name: &'static str, message: impl Into<String>) -> Self {
-        Self { name, status: Status::Ok, message: message.into(), advice: None }
+        Self {
+            name,
+            status: Status::Ok,
+            message: message.into(),
+            advice: None,
+        }
     }
 
     fn warn(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Warn, message: message.into(), advice: Some(advice.into()) }
+        Self {
+            name,
+            status: Status::Warn,
+            message: message.into(),
+            advice: Some(advice.into()),
+        }
     }
 
     fn fail(name: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Fail, message: message.into(), advice: Some(advice.into()) }
+        Self {
+            name,
+            status: Status::Fail,
+            message: message.into(),
+            advice: Some(advice.into()),
+        }
     }
 }
 
@@ -69,7 +84,11 @@ pub struct Findings {
 impl Findings {
     fn new(kvm: Option<Kvm>, checks: Vec<Check>) -> Self {
         let usable = checks.iter().all(|check| check.status != Status::Fail);
-        Self { usable, kvm, checks }
+        Self {
+            usable,
+            kvm,
+            checks,
+        }
     }
 }
 
@@ -107,7 +126,10 @@ impl Report {
             host::tun(),
             host::open_files(),
         ];
-        Self { container: Findings::new(None, container), microvm: Findings::new(Some(kvm), microvm) }
+        Self {
+            container: Findings::new(None, container),
+            microvm: Findings::new(Some(kvm), microvm),
+        }
     }
 
     /// What was found for `model`.
@@ -134,7 +156,10 @@ mod tests {
 
     #[test]
     fn the_field_names_of_the_json_are_these() {
-        let findings = Findings::new(Some(Kvm::Emulating), vec![Check::fail("kvm", "slow", "move")]);
+        let findings = Findings::new(
+            Some(Kvm::Emulating),
+            vec![Check::fail("kvm", "slow", "move")],
+        );
         assert_eq!(
             serde_json::to_string(&findings).unwrap(),
             r#"{"usable":false,"kvm":"emulating","checks":[{"name":"kvm","status":"fail","message":"slow","advice":"move"}]}"#
