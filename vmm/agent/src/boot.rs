@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, VsockAddr, bind, connect, listen,
     socket,
 };
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{chdir, chroot};
@@ -168,7 +169,7 @@ pub fn say_hello() -> Result<OwnedFd, BootError> {
     let socket = vsock_socket(SockFlag::empty()).map_err(system)?;
     connect(socket.as_raw_fd(), &host).map_err(system)?;
     let mut stream = File::from(socket);
-    io::Write::write_all(&mut stream, &bytes).map_err(failed)?;
+    stream.write_all(&bytes).map_err(failed)?;
     Ok(stream.into())
 }
 
@@ -230,6 +231,26 @@ pub fn bring_loopback_up() -> Result<(), BootError> {
         Ok(())
     } else {
         Err(failed(io::Error::last_os_error()))
+    }
+}
+
+/// Prints a line that the kernel puts on the console whatever its log level: a quiet guest has no
+/// console device that could be written to.
+pub fn print_emergency(text: &str) {
+    let open = |path: &str| File::options().write(true).open(path);
+    let log = open("/dev/kmsg").or_else(|_| {
+        // In the initramfs, before there is a /dev.
+        let device = makedev(1, 11);
+        mknod("/kmsg", SFlag::S_IFCHR, Mode::S_IWUSR, device)?;
+        open("/kmsg")
+    });
+    // One write is one line of the log.
+    let line = format!("<0>{text}\n");
+    if log
+        .and_then(|mut log| log.write_all(line.as_bytes()))
+        .is_err()
+    {
+        eprintln!("{text}");
     }
 }
 

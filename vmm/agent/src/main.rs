@@ -1,7 +1,7 @@
 //! The program: PID 1 of the guest.
 //!
-//! Nobody can help a guest whose PID 1 fails, so it then says why on the console and resets the VM, which
-//! the host sees at once.
+//! Nobody can help a guest whose PID 1 fails, so it then says why in the kernel's log, whose emergencies reach
+//! the console of every VM, and resets the VM, which the host sees at once.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -45,6 +45,6 @@ fn run() -> Result<(), Box<dyn Error>> {
 }
 
 fn fatal(text: &str) -> ! {
-    eprintln!("rt-agent: fatal: {text}");
+    boot::print_emergency(&format!("rt-agent: fatal: {text}"));
     boot::end_vm(true)
 }
