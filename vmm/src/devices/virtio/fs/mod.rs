@@ -87,7 +87,10 @@ impl Fs {
     /// A device that serves `share` under `tag` with `request_queues` queues and as many threads
     /// (guests before Linux 6.11 use one). They run `hook` before anything of the guest's.
     ///
-    /// /proc has to be mounted where this process can see it, as long as the device lives.
+    /// /proc has to be mounted where this process can see it, as long as the device lives, and the
+    /// process has to be in its last mount namespace. As root the threads use the capabilities
+    /// CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, MKNOD, SETFCAP, SETGID and SETUID
+    /// (and SYS_ADMIN for `trusted.` attributes), and SETPCAP before `hook`.
     ///
     /// # Errors
     /// The share cannot be opened, the host is out of something, or the hook fails.
