@@ -210,9 +210,11 @@ fn delete_is_idempotent() {
 }
 
 fn delete_needs_no_creator() {
+    // No other process of the system has this argument.
+    let mark = format!("9{}", std::process::id());
     // A creator that is killed at some point of create leaves what delete finds.
     for microseconds in [0, 500, 1000, 2000, 3000, 5000, 8000, 13000, 20000, 40000] {
-        let mut container = Container::new(&["sleep", "1000"]);
+        let mut container = Container::new(&["sleep", &mark]);
         // SAFETY: this process has one thread.
         match unsafe { nix::unistd::fork() }.unwrap() {
             nix::unistd::ForkResult::Child => {
@@ -229,7 +231,7 @@ fn delete_needs_no_creator() {
         container.engine.delete(&container.cgroup).unwrap();
         container.assert_gone();
         let all = Command::new("ps").args(["-eo", "args"]).output().unwrap();
-        assert!(!String::from_utf8_lossy(&all.stdout).contains("sleep 1000"));
+        assert!(!String::from_utf8_lossy(&all.stdout).contains(&format!("sleep {mark}")));
     }
 }
 
