@@ -150,18 +150,14 @@ fn create(
 }
 
 /// The one rule of `rt run X`: without `--bundle`, an X that is a directory with a `config.json` is the bundle and the
-/// id is generated from its name; in every other case X is the id.
+/// id is generated from its name; so is an X with a slash, which no id has. In every other case X is the id.
 fn resolve(
     target: &str,
     bundle: Option<&Path>,
 ) -> Result<(ContainerId, Option<PathBuf>), CliError> {
-    if bundle.is_none() && Path::new(target).join(CONFIG_FILE).exists() {
-        let dir = PathBuf::from(target);
+    let dir = PathBuf::from(target);
+    if bundle.is_none() && (target.contains('/') || dir.join(CONFIG_FILE).exists()) {
         return Ok((generate_id(&dir)?, Some(dir)));
-    }
-    if bundle.is_none() && target.contains('/') {
-        // No id has a slash: a path was meant.
-        return Ok((parse_id("bundle")?, Some(PathBuf::from(target))));
     }
     Ok((parse_id(target)?, bundle.map(Path::to_owned)))
 }

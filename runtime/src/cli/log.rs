@@ -34,7 +34,6 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn open(path: Option<&Path>, format: Format) -> Result<Self, CliError> {
         let open = |path: &Path| {
-            // O_NONBLOCK: clients may give a FIFO that nobody reads yet.
             let file = OpenOptions::new()
                 .append(true)
                 .create(true)

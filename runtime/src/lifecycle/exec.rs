@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use engine::console::Listener;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use oci_spec::runtime::{Process, Spec};
 
 use super::create::{check_console, listen_at};
@@ -11,6 +13,8 @@ use super::{Console, Error, Lifecycle, write_pid_file};
 use crate::bundle;
 use crate::id::ContainerId;
 use crate::isolation::ExecRequest;
+use crate::process::PidFd;
+use crate::signal::Signal;
 use crate::state::{SAVED_CONFIG, Status};
 
 /// What a process in a container is made from.
@@ -99,16 +103,26 @@ impl Lifecycle {
             .isolation
             .isolation()
             .exec(&self.target(&record, &dir), &request)?;
-        if let Some(path) = options.pid_file {
-            write_pid_file(path, pid)?;
-        }
-        let terminal = match &listener {
-            Some(listener) => Some(listener.receive().map_err(|source| Error::Console {
-                operation: "receive the terminal",
-                source,
-            })?),
-            None => None,
-        };
-        Ok(Executed { pid, terminal })
+        finish(pid, options.pid_file, listener.as_ref()).inspect_err(|_| {
+            // Nobody will know of it: it must not go on.
+            let _ = PidFd::open(pid).and_then(|process| process.signal(Signal::KILL));
+            let _ = waitpid(Pid::from_raw(pid), None);
+        })
     }
+}
+
+fn finish(
+    pid: i32,
+    pid_file: Option<&Path>,
+    listener: Option<&Listener>,
+) -> Result<Executed, Error> {
+    if let Some(path) = pid_file {
+        write_pid_file(path, pid)?;
+    }
+    let terminal = listener.map(Listener::receive).transpose();
+    let terminal = terminal.map_err(|source| Error::Console {
+        operation: "receive the terminal",
+        source,
+    })?;
+    Ok(Executed { pid, terminal })
 }

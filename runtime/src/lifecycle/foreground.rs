@@ -77,6 +77,8 @@ impl Foreground {
             NixSignal::SIGSYS,
             NixSignal::SIGKILL,
             NixSignal::SIGSTOP,
+            // A reader of ours that went away is our own affair.
+            NixSignal::SIGPIPE,
             // The pidfd tells us.
             NixSignal::SIGCHLD,
         ] {
