@@ -254,11 +254,15 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleEr
         path: path.to_owned(),
         source,
     })?;
+    let Some(config) = value.as_object_mut() else {
+        return Err(BundleError::Invalid {
+            path: path.to_owned(),
+            property: ".",
+            problem: "must be an object".to_owned(),
+        });
+    };
     // oci-spec requires `vm.kernel` and does not know `hwConfig`: we read that section ourselves.
-    let vm = match value
-        .as_object_mut()
-        .and_then(|config| config.shift_remove("vm"))
-    {
+    let vm = match config.shift_remove("vm") {
         None | Some(Value::Null) => None,
         Some(section) => Some(typed::<VmSection>(path, "vm.", section)?),
     };
@@ -292,6 +296,9 @@ fn check(dir: &Path, path: &Path, spec: &Spec) -> Result<PathBuf, BundleError> {
         property,
         problem: problem.to_owned(),
     };
+    if spec.version().is_empty() {
+        return Err(missing("ociVersion"));
+    }
     if !version_is_supported(spec.version()) {
         return Err(BundleError::Version {
             path: path.to_owned(),
@@ -395,10 +402,7 @@ mod tests {
             error_of(&VALID.replace("[\"sh\"]", "\"sh\"")),
             "B/config.json: at `process.args`: invalid type: string \"sh\", expected a sequence"
         );
-        assert_eq!(
-            error_of("[]"),
-            "B/config.json: at `.`: invalid length 0, expected struct Spec with 14 elements"
-        );
+        assert_eq!(error_of("[]"), "B/config.json: `.` must be an object");
         assert_eq!(
             error_of(&VALID.replace("1.2.0", "2.0.0")),
             "B/config.json: `ociVersion` is \"2.0.0\": versions 1.x are supported"
@@ -415,6 +419,7 @@ mod tests {
             error_of(r#"{"ociVersion":"1.0.0"}"#),
             "B/config.json: `process` is missing"
         );
+        assert_eq!(error_of("{}"), "B/config.json: `ociVersion` is missing");
     }
 
     #[test]

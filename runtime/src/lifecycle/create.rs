@@ -129,10 +129,6 @@ impl Lifecycle {
         container.update(|record| record.process = Some(process))?;
         if !isolation.runs_create_hooks() {
             let hooks = bundle.spec().hooks().as_ref();
-            #[expect(
-                deprecated,
-                reason = "the specification keeps prestart, and clients still use it"
-            )]
             let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
             run_hooks(
                 Kind::Prestart,

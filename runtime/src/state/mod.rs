@@ -105,6 +105,9 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S
     }
 }
 
+/// A container of the root: its id, and its record or what is wrong with it.
+pub type Listed = (ContainerId, Result<Record, StateError>);
+
 /// The directory of all containers.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -233,7 +236,7 @@ impl Store {
     ///
     /// # Errors
     /// The state root cannot be read; that there is none means no containers.
-    pub fn list(&self) -> Result<Vec<(ContainerId, Result<Record, StateError>)>, StateError> {
+    pub fn list(&self) -> Result<Vec<Listed>, StateError> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -406,10 +409,10 @@ fn read_record(dir: &Path, id: &ContainerId) -> Result<Record, StateError> {
     };
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(junk)?;
     // The version first: what else a record of another version holds is not known.
-    if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64) {
-        if version != u64::from(RECORD_VERSION) {
-            return Err(StateError::Version { path, version });
-        }
+    if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64)
+        && version != u64::from(RECORD_VERSION)
+    {
+        return Err(StateError::Version { path, version });
     }
     let record: Record = serde_json::from_value(value).map_err(junk)?;
     if record.id != *id {
