@@ -198,6 +198,12 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
     }
     let config = Config::load(global.config.as_deref())?;
     let root = global.root.clone().unwrap_or_else(default_root);
+    // Other processes of ours get it too, and may have another working directory.
+    let root = std::path::absolute(&root).map_err(|source| CliError::File {
+        operation: "use the state root",
+        path: root,
+        source,
+    })?;
     let lifecycle = Lifecycle::new(Store::new(root), config);
     let context = Context {
         lifecycle,
