@@ -3,6 +3,7 @@
 //! Data flows one way: command line or shim, [`lifecycle`], [`isolation`], kernel. The command line and the shim hold
 //! no lifecycle logic.
 
+pub mod bench;
 pub mod bundle;
 pub mod cli;
 pub mod clock;

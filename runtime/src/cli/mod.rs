@@ -12,6 +12,7 @@ mod log;
 mod spec;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -21,7 +22,7 @@ use crate::id::{ContainerId, IdError};
 use crate::isolation::{Model, microvm};
 use crate::lifecycle::{self, Lifecycle};
 use crate::state::Store;
-use crate::{doctor, error_chain, guest, image};
+use crate::{bench, doctor, error_chain, guest, image};
 
 /// The state root of the superuser.
 const DEFAULT_ROOT: &str = "/run/rt";
@@ -86,6 +87,7 @@ enum Command {
     Guest(guest::cli::Args),
     Bundle(image::cli::Args),
     Doctor(doctor::cli::Args),
+    Bench(bench::BenchArgs),
     #[command(hide = true)]
     Vmm(microvm::VmmArgs),
 }
@@ -109,6 +111,8 @@ enum CliError {
     Guest(#[from] guest::Error),
     #[error(transparent)]
     Image(#[from] image::Error),
+    #[error(transparent)]
+    Bench(#[from] bench::BenchError),
     #[error("{0}")]
     Usage(String),
     #[error("{operation} {}", path.display())]
@@ -242,6 +246,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         Command::Doctor(arguments) => {
             return Ok(arguments.run(global.isolation, context.config(), &mut out)?);
         }
+        Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Vmm(_) => {}
     }
     Ok(0)
@@ -262,7 +267,6 @@ fn parse_id(text: &str) -> Result<ContainerId, CliError> {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    use std::io::Write;
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     Ok(std::io::stdout().write_all(&text)?)

@@ -1,0 +1,83 @@
+//! The smallest programs that a container can run: what is measured is then the runtime, not the workload.
+
+/// `exit(0)`.
+const EXIT: &[u8] = &[
+    0xb8, 0x3c, 0x00, 0x00, 0x00, // mov eax, 60
+    0x31, 0xff, // xor edi, edi
+    0x0f, 0x05, // syscall
+];
+
+/// `for (;;) pause()`.
+const PAUSE: &[u8] = &[
+    0xb8, 0x22, 0x00, 0x00, 0x00, // mov eax, 34
+    0x0f, 0x05, // syscall
+    0xeb, 0xf7, // jmp to the begin
+];
+
+/// A program that succeeds at once, as a static x86-64 executable.
+pub fn succeed() -> Vec<u8> {
+    executable(EXIT)
+}
+
+/// A program that waits for a signal for ever.
+pub fn wait() -> Vec<u8> {
+    executable(PAUSE)
+}
+
+/// An ELF file of one segment, which is the whole file, entered behind its headers (System V ABI, AMD64).
+fn executable(code: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let length = HEADERS + code.len() as u64;
+    let mut file = Vec::new();
+    file.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    for half in [2_u16, 62] {
+        file.extend_from_slice(&half.to_le_bytes()); // an executable, for x86-64
+    }
+    file.extend_from_slice(&1_u32.to_le_bytes());
+    for word in [BASE + HEADERS, 64, 0] {
+        file.extend_from_slice(&word.to_le_bytes()); // entry, program headers, no sections
+    }
+    file.extend_from_slice(&0_u32.to_le_bytes());
+    for half in [64_u16, 56, 1, 64, 0, 0] {
+        file.extend_from_slice(&half.to_le_bytes()); // sizes and numbers of headers
+    }
+    for half in [1_u32, 5] {
+        file.extend_from_slice(&half.to_le_bytes()); // to be loaded, readable and executable
+    }
+    for word in [0, BASE, BASE, length, length, 0x1000] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    file.extend_from_slice(code);
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+
+    fn install(program: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        std::fs::write(&path, program).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn one_succeeds_and_the_other_waits() {
+        let (_dir, path) = install(&succeed());
+        assert!(Command::new(path).status().unwrap().success());
+        let (_dir, path) = install(&wait());
+        let mut child = Command::new(path).spawn().unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()),
+            Some(9)
+        );
+    }
+}
