@@ -43,7 +43,10 @@ impl Agent {
     /// There is no VMM, or its guest does not answer.
     pub fn connect(vm_dir: &Path) -> Result<Self, AgentError> {
         let connect = || Self::over(connect(vm_dir, RPC_PORT)?);
-        connect().map_err(|source| AgentError::Connect { path: vm_dir.join(VSOCK).display().to_string(), source })
+        connect().map_err(|source| AgentError::Connect {
+            path: vm_dir.join(VSOCK).display().to_string(),
+            source,
+        })
     }
 
     /// Calls over a stream that leads to the agent.
@@ -53,7 +56,9 @@ impl Agent {
     pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(CALL_LIMIT))?;
         stream.set_write_timeout(Some(CALL_LIMIT))?;
-        Ok(Self { client: Client::new(stream) })
+        Ok(Self {
+            client: Client::new(stream),
+        })
     }
 
     /// Calls a method and waits for its answer.
@@ -83,7 +88,10 @@ pub fn connect(vm_dir: &Path, port: u32) -> io::Result<UnixStream> {
         answer.push(byte[0]);
     }
     if !answer.starts_with(b"OK ") {
-        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on port {port} in the guest")));
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            format!("nobody listens on port {port} in the guest"),
+        ));
     }
     stream.set_read_timeout(None)?;
     Ok(stream)

@@ -13,8 +13,8 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, setsid};
 use oci_spec::runtime::Process;
-use protocol::message::{DeleteRequest, ExecRequest, Outcome};
 use protocol::RPC_PORT;
+use protocol::message::{DeleteRequest, ExecRequest, Outcome};
 use protocol::method::{Delete, Exec};
 
 use super::agent::{Agent, AgentError, connect};
@@ -105,7 +105,10 @@ impl Execution<'_> {
 
     /// The stand-in's life; its exit code, if it does not end by a signal.
     fn stand_in(&self, reporter: Reporter) -> u8 {
-        let begun = reporter.close_all_others().map_err(io_error("close inherited descriptors")).and_then(|()| self.begin());
+        let begun = reporter
+            .close_all_others()
+            .map_err(io_error("close inherited descriptors"))
+            .and_then(|()| self.begin());
         let stand_in = match begun {
             Ok(stand_in) => stand_in,
             Err(error) => {
@@ -127,7 +130,10 @@ impl Execution<'_> {
         let terminal = match self.console_socket {
             Some(socket) if self.process.terminal().unwrap_or(false) => {
                 setsid().map_err(|errno| io_error("start a session")(errno.into()))?;
-                Some(HostTerminal::open(self.process, socket).map_err(io_error("make a terminal"))?)
+                Some(
+                    HostTerminal::open(self.process, socket)
+                        .map_err(io_error("make a terminal"))?,
+                )
             }
             _ => None,
         };
@@ -143,19 +149,37 @@ impl Execution<'_> {
             sub_cgroup: self.sub_cgroup.to_owned(),
             ignore_paused: self.ignore_paused,
         })?;
-        let waiting = connect(self.vm_dir, RPC_PORT).map_err(io_error("connect to the guest's agent"))?;
-        Ok(StandIn { agent, exec_id, terminal, relay, waiting, signals })
+        let waiting =
+            connect(self.vm_dir, RPC_PORT).map_err(io_error("connect to the guest's agent"))?;
+        Ok(StandIn {
+            agent,
+            exec_id,
+            terminal,
+            relay,
+            waiting,
+            signals,
+        })
     }
 }
 
 impl StandIn {
     fn until_its_end(mut self, id: &str) -> u8 {
-        let process = Supervised { id, exec_id: &self.exec_id, terminal: self.terminal.as_ref() };
-        let end = process.until_its_end(&mut self.agent, self.waiting, &self.signals, None).unwrap_or(End::Machine);
+        let process = Supervised {
+            id,
+            exec_id: &self.exec_id,
+            terminal: self.terminal.as_ref(),
+        };
+        let end = process
+            .until_its_end(&mut self.agent, self.waiting, &self.signals, None)
+            .unwrap_or(End::Machine);
         self.relay.finish();
         match end {
             End::Process(outcome) => {
-                let request = DeleteRequest { id: id.to_owned(), exec_id: self.exec_id, force: false };
+                let request = DeleteRequest {
+                    id: id.to_owned(),
+                    exec_id: self.exec_id,
+                    force: false,
+                };
                 // If the agent is gone, so is its record of the process.
                 let _ = self.agent.call::<Delete>(&request);
                 end_like(outcome)

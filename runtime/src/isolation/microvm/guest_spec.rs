@@ -91,16 +91,25 @@ pub fn rewrite(bundle: &Bundle, id: &ContainerId) -> Result<GuestSpec, GuestSpec
         process.set_apparmor_profile(None).set_selinux_label(None);
     }
     let network = rewrite_linux(&mut spec, id)?;
-    Ok(GuestSpec { spec, volumes, network })
+    Ok(GuestSpec {
+        spec,
+        volumes,
+        network,
+    })
 }
 
 fn impossible(at: impl Into<String>, what: &'static str) -> GuestSpecError {
-    GuestSpecError::Impossible { at: at.into(), what }
+    GuestSpecError::Impossible {
+        at: at.into(),
+        what,
+    }
 }
 
 /// Adds a volume and gives its path in the guest.
 fn share(volumes: &mut Vec<Volume>, volume: Volume) -> PathBuf {
-    let path = Path::new(SHARES_DIR).join(VOLUMES_TAG).join(volumes.len().to_string());
+    let path = Path::new(SHARES_DIR)
+        .join(VOLUMES_TAG)
+        .join(volumes.len().to_string());
     volumes.push(volume);
     path
 }
@@ -119,30 +128,59 @@ fn share_bind_source(
     }
     let at = || format!("mounts[{index}].source");
     let Some(source) = mount.source() else {
-        return Err(GuestSpecError::Unusable { at: at(), path: PathBuf::new(), source: io::ErrorKind::NotFound.into() });
+        return Err(GuestSpecError::Unusable {
+            at: at(),
+            path: PathBuf::new(),
+            source: io::ErrorKind::NotFound.into(),
+        });
     };
     let source = bundle.join(source);
-    let unusable = |error| GuestSpecError::Unusable { at: at(), path: source.clone(), source: error };
+    let unusable = |error| GuestSpecError::Unusable {
+        at: at(),
+        path: source.clone(),
+        source: error,
+    };
     let resolved = source.canonicalize().map_err(unusable)?;
-    if resolved.metadata().map_err(unusable)?.file_type().is_socket() {
+    if resolved
+        .metadata()
+        .map_err(unusable)?
+        .file_type()
+        .is_socket()
+    {
         return Err(impossible(at(), "reach a Unix socket of the host"));
     }
     let read_only = has("ro") || has("rro");
-    mount.set_source(Some(share(volumes, Volume { source: resolved, recursive, read_only })));
+    mount.set_source(Some(share(
+        volumes,
+        Volume {
+            source: resolved,
+            recursive,
+            read_only,
+        },
+    )));
     Ok(())
 }
 
 /// Hooks of the runtime namespace run on the host; createContainer is taken to the guest as a volume; startContainer
 /// is in the container's own root already.
 fn rewrite_hooks(spec: &mut Spec, volumes: &mut Vec<Volume>) -> Result<(), GuestSpecError> {
-    let Some(mut hooks) = spec.hooks().clone() else { return Ok(()) };
+    let Some(mut hooks) = spec.hooks().clone() else {
+        return Ok(());
+    };
     hooks.set_prestart(None);
-    hooks.set_create_runtime(None).set_poststart(None).set_poststop(None);
+    hooks
+        .set_create_runtime(None)
+        .set_poststart(None)
+        .set_poststop(None);
     let mut create: Vec<Hook> = hooks.create_container().clone().unwrap_or_default();
     for (index, hook) in create.iter_mut().enumerate() {
         let at = format!("hooks.createContainer[{index}].path");
         let path = hook.path().clone();
-        let unusable = |source| GuestSpecError::Unusable { at: at.clone(), path: path.clone(), source };
+        let unusable = |source| GuestSpecError::Unusable {
+            at: at.clone(),
+            path: path.clone(),
+            source,
+        };
         if !is_static_executable(&path).map_err(unusable)? {
             let what = "run this hook: it runs in the guest, where only a statically linked executable works";
             return Err(impossible(at, what));
@@ -151,7 +189,14 @@ fn rewrite_hooks(spec: &mut Spec, volumes: &mut Vec<Volume>) -> Result<(), Guest
         if hook.args().as_ref().is_none_or(Vec::is_empty) {
             hook.set_args(Some(vec![path.to_string_lossy().into_owned()]));
         }
-        hook.set_path(share(volumes, Volume { source: path.clone(), recursive: false, read_only: true }));
+        hook.set_path(share(
+            volumes,
+            Volume {
+                source: path.clone(),
+                recursive: false,
+                read_only: true,
+            },
+        ));
     }
     hooks.set_create_container(Some(create));
     spec.set_hooks(Some(hooks));
@@ -159,7 +204,9 @@ fn rewrite_hooks(spec: &mut Spec, volumes: &mut Vec<Volume>) -> Result<(), Guest
 }
 
 fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpecError> {
-    let Some(linux) = spec.linux_mut() else { return Ok(Network::New) };
+    let Some(linux) = spec.linux_mut() else {
+        return Ok(Network::New);
+    };
     let mut network = None;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for (index, namespace) in namespaces.iter_mut().enumerate() {
@@ -177,15 +224,28 @@ fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpec
         }
     }
     let Some(network) = network else {
-        return Err(impossible("linux.namespaces", "share the host's network: a namespace of type `network` is needed"));
+        return Err(impossible(
+            "linux.namespaces",
+            "share the host's network: a namespace of type `network` is needed",
+        ));
     };
     linux.set_namespaces(Some(namespaces));
-    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return Err(impossible("linux.netDevices", "take over a network device of the host"));
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return Err(impossible(
+            "linux.netDevices",
+            "take over a network device of the host",
+        ));
     }
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         if device.typ() == LinuxDeviceType::B {
-            return Err(impossible(format!("linux.devices[{index}]"), "use a block device of the host"));
+            return Err(impossible(
+                format!("linux.devices[{index}]"),
+                "use a block device of the host",
+            ));
         }
     }
     // Numbers of the host's processors, disks and network mean nothing in the guest; they hold for the VMM process.
@@ -194,10 +254,16 @@ fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpec
             cpu.set_cpus(None).set_mems(None);
             resources.set_cpu(Some(cpu));
         }
-        resources.set_block_io(None).set_network(None).set_rdma(None);
+        resources
+            .set_block_io(None)
+            .set_network(None)
+            .set_rdma(None);
         linux.set_resources(Some(resources));
     }
-    linux.set_cgroups_path(Some(Path::new("/").join(id.as_str()))).set_mount_label(None).set_intel_rdt(None);
+    linux
+        .set_cgroups_path(Some(Path::new("/").join(id.as_str())))
+        .set_mount_label(None)
+        .set_intel_rdt(None);
     Ok(network)
 }
 
@@ -208,7 +274,12 @@ fn is_static_executable(path: &Path) -> io::Result<bool> {
     File::open(path)?.take(4096).read_to_end(&mut head)?;
     let field = |at: usize, len: usize| -> Option<u64> {
         let bytes = head.get(at..at.checked_add(len)?)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte)),
+        )
     };
     // ELF-64: e_phoff at 32, e_phentsize at 54, e_phnum at 56; p_type first in each header; PT_INTERP is 3.
     let static_elf = || -> Option<bool> {
@@ -223,7 +294,6 @@ fn is_static_executable(path: &Path) -> io::Result<bool> {
     };
     Ok(head.starts_with(b"\x7fELF\x02\x01") && static_elf().unwrap_or(false))
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -246,7 +316,8 @@ mod tests {
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let bundle = Bundle::load(dir.path()).unwrap();
         let base = bundle.dir().to_str().unwrap().to_owned();
-        rewrite(&bundle, &"c1".parse().unwrap()).map_err(|error| crate::error_chain(&error).replace(&base, "B"))
+        rewrite(&bundle, &"c1".parse().unwrap())
+            .map_err(|error| crate::error_chain(&error).replace(&base, "B"))
     }
 
     #[test]
@@ -259,17 +330,30 @@ mod tests {
             ]);
         })
         .unwrap();
-        assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/rt/rootfs/c1"));
+        assert_eq!(
+            guest.spec.root().as_ref().unwrap().path(),
+            Path::new("/run/rt/rootfs/c1")
+        );
         let mounts = guest.spec.mounts().as_ref().unwrap();
         assert_eq!(mounts[0].source().as_deref(), Some(Path::new("proc")));
-        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/rt/volumes/0")));
+        assert_eq!(
+            mounts[1].source().as_deref(),
+            Some(Path::new("/run/rt/volumes/0"))
+        );
         assert_eq!(guest.volumes.len(), 1);
-        assert!(guest.volumes[0].recursive && guest.volumes[0].read_only && guest.volumes[0].source.is_absolute());
+        assert!(
+            guest.volumes[0].recursive
+                && guest.volumes[0].read_only
+                && guest.volumes[0].source.is_absolute()
+        );
         let linux = guest.spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/c1")));
         let cpu = linux.resources().as_ref().unwrap().cpu().clone().unwrap();
         assert_eq!((cpu.cpus().clone(), cpu.quota()), (None, Some(1000)));
-        assert_eq!(guest.spec.process().as_ref().unwrap().apparmor_profile(), &None);
+        assert_eq!(
+            guest.spec.process().as_ref().unwrap().apparmor_profile(),
+            &None
+        );
         assert_eq!(guest.network, Network::New);
     }
 
@@ -280,7 +364,18 @@ mod tests {
         })
         .unwrap();
         assert_eq!(guest.network, Network::Join("/run/netns/x".into()));
-        assert_eq!(guest.spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap()[0].path(), &None);
+        assert_eq!(
+            guest
+                .spec
+                .linux()
+                .as_ref()
+                .unwrap()
+                .namespaces()
+                .as_ref()
+                .unwrap()[0]
+                .path(),
+            &None
+        );
     }
 
     #[test]
@@ -305,7 +400,10 @@ mod tests {
             std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
             config["mounts"] = json!([{"destination": "/s", "source": "socket", "type": "bind"}]);
         });
-        assert!(socket.contains("mounts[0].source") && socket.contains("Unix socket"), "{socket}");
+        assert!(
+            socket.contains("mounts[0].source") && socket.contains("Unix socket"),
+            "{socket}"
+        );
     }
 
     #[test]
@@ -327,11 +425,18 @@ mod tests {
         })
         .unwrap();
         let hooks = guest.spec.hooks().clone().unwrap();
-        assert!(hooks.create_runtime().is_none() && hooks.poststart().is_none() && hooks.poststop().is_none());
+        assert!(
+            hooks.create_runtime().is_none()
+                && hooks.poststart().is_none()
+                && hooks.poststop().is_none()
+        );
         let create = &hooks.create_container().as_ref().unwrap()[0];
         assert_eq!(create.path(), Path::new("/run/rt/volumes/0"));
         assert!(create.args().as_ref().unwrap()[0].ends_with("/hook"));
-        assert_eq!(hooks.start_container().as_ref().unwrap()[0].path(), Path::new("/in/root"));
+        assert_eq!(
+            hooks.start_container().as_ref().unwrap()[0].path(),
+            Path::new("/in/root")
+        );
     }
 
     #[test]
@@ -341,6 +446,9 @@ mod tests {
             config["hooks"] = json!({"createContainer": [{"path": dir.join("script")}]});
         })
         .unwrap_err();
-        assert!(error.contains("hooks.createContainer[0].path") && error.contains("statically linked"), "{error}");
+        assert!(
+            error.contains("hooks.createContainer[0].path") && error.contains("statically linked"),
+            "{error}"
+        );
     }
 }

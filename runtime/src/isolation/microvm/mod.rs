@@ -82,30 +82,46 @@ enum SetupError {
 }
 
 fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> IsolationError {
-    move |source| IsolationError::failed(SetupError::Io { action: action.into(), source })
+    move |source| {
+        IsolationError::failed(SetupError::Io {
+            action: action.into(),
+            source,
+        })
+    }
 }
 
 fn unsupported(operation: &'static str, reason: &'static str) -> IsolationError {
-    IsolationError::Unsupported { model: Model::Microvm, operation, reason }
+    IsolationError::Unsupported {
+        model: Model::Microvm,
+        operation,
+        reason,
+    }
 }
 
 /// An agent that cannot be reached belongs to a container that has ended.
 fn agent_error(error: AgentError) -> IsolationError {
     match error {
         AgentError::Connect { .. } => IsolationError::NotRunning,
-        AgentError::Call(ClientError::Failed(failure)) if failure.code() == Code::NotFound => IsolationError::NotRunning,
+        AgentError::Call(ClientError::Failed(failure)) if failure.code() == Code::NotFound => {
+            IsolationError::NotRunning
+        }
         AgentError::Call(ClientError::Failed(failure)) => IsolationError::failed(failure),
         error => IsolationError::failed(error),
     }
 }
 
-fn call<M: Method>(container: &Target<'_>, request: &M::Request) -> Result<M::Response, IsolationError> {
+fn call<M: Method>(
+    container: &Target<'_>,
+    request: &M::Request,
+) -> Result<M::Response, IsolationError> {
     let mut agent = Agent::connect(&container.dir.join(VM_DIR)).map_err(agent_error)?;
     agent.call::<M>(request).map_err(agent_error)
 }
 
 fn name(container: &Target<'_>) -> ContainerRequest {
-    ContainerRequest { id: container.id.as_str().to_owned() }
+    ContainerRequest {
+        id: container.id.as_str().to_owned(),
+    }
 }
 
 impl Isolation for MicrovmModel {
@@ -119,16 +135,23 @@ impl Isolation for MicrovmModel {
 
     fn create(&self, context: &CreateContext<'_>) -> Result<i32, IsolationError> {
         if context.preserve_fds > 0 {
-            return Err(unsupported("preserve descriptors", "a descriptor of the host has no meaning in the guest"));
+            return Err(unsupported(
+                "preserve descriptors",
+                "a descriptor of the host has no meaning in the guest",
+            ));
         }
         let orders = orders(context)?;
         let cgroup = Cgroup::new(&orders.cgroup).map_err(IsolationError::failed)?;
         if let Some(pid) = cgroup.pids().map_err(IsolationError::failed)?.first() {
             let path = orders.cgroup;
-            return Err(IsolationError::failed(SetupError::CgroupInUse { path, pid: pid.as_raw() }));
+            return Err(IsolationError::failed(SetupError::CgroupInUse {
+                path,
+                pid: pid.as_raw(),
+            }));
         }
         // From this directory on, what is in the cgroup is ours to end.
-        fs::create_dir(&orders.vm_dir).map_err(io_error(format!("create {}", orders.vm_dir.display())))?;
+        fs::create_dir(&orders.vm_dir)
+            .map_err(io_error(format!("create {}", orders.vm_dir.display())))?;
         cgroup.create().map_err(IsolationError::failed)?;
         if let Some(resources) = host_resources(context) {
             cgroup.apply(&resources).map_err(IsolationError::failed)?;
@@ -141,25 +164,48 @@ impl Isolation for MicrovmModel {
         let mut agent = Agent::connect(&vm_dir).map_err(agent_error)?;
         // The client may have given its terminal a size since create; the workload must not see an older one.
         if let Ok(terminal) = fs::read_to_string(vm_dir.join(vmm_process::TERMINAL))
-            && let Ok(device) = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(terminal)
+            && let Ok(device) = fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOCTTY)
+                .open(terminal)
         {
             let id = container.id.as_str().to_owned();
-            let request = ResizeTerminalRequest { id, exec_id: String::new(), size: terminal::size_of(device.as_fd()) };
-            agent.call::<ResizeTerminal>(&request).map_err(agent_error)?;
+            let request = ResizeTerminalRequest {
+                id,
+                exec_id: String::new(),
+                size: terminal::size_of(device.as_fd()),
+            };
+            agent
+                .call::<ResizeTerminal>(&request)
+                .map_err(agent_error)?;
         }
-        agent.call::<StartContainer>(&name(container)).map_err(agent_error)?;
+        agent
+            .call::<StartContainer>(&name(container))
+            .map_err(agent_error)?;
         Ok(())
     }
 
-    fn kill(&self, container: &Target<'_>, signal: Signal, all: bool) -> Result<(), IsolationError> {
+    fn kill(
+        &self,
+        container: &Target<'_>,
+        signal: Signal,
+        all: bool,
+    ) -> Result<(), IsolationError> {
         // The machine ends with its VMM: no guest, however broken, outlives this.
         if signal == Signal::KILL {
             let pid = container.pid.ok_or(IsolationError::NotRunning)?;
             let process = PidFd::open(pid).map_err(|_| IsolationError::NotRunning)?;
-            return process.signal(signal).map_err(io_error("kill the VMM process"));
+            return process
+                .signal(signal)
+                .map_err(io_error("kill the VMM process"));
         }
         let id = container.id.as_str().to_owned();
-        let request = SignalRequest { id, exec_id: String::new(), signal: signal.number().unsigned_abs(), all };
+        let request = SignalRequest {
+            id,
+            exec_id: String::new(),
+            signal: signal.number().unsigned_abs(),
+            all,
+        };
         call::<SendSignal>(container, &request).map(drop)
     }
 
@@ -169,7 +215,10 @@ impl Isolation for MicrovmModel {
         {
             // It may just be ending by itself, and then takes no signal.
             let _ = process.signal(Signal::KILL);
-            if !process.wait_exit(END_LIMIT).map_err(io_error("wait for the VMM process"))? {
+            if !process
+                .wait_exit(END_LIMIT)
+                .map_err(io_error("wait for the VMM process"))?
+            {
                 return Err(IsolationError::failed(SetupError::Immortal { pid }));
             }
         }
@@ -181,7 +230,8 @@ impl Isolation for MicrovmModel {
         let cgroup = Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)?;
         cgroup.remove().map_err(IsolationError::failed)?;
         let shares = vm_dir.join(vmm_process::SHARES);
-        shares::remove_mount_point(&shares).map_err(io_error(format!("remove {}", shares.display())))?;
+        shares::remove_mount_point(&shares)
+            .map_err(io_error(format!("remove {}", shares.display())))?;
         match fs::remove_dir_all(&vm_dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_error(format!("remove {}", vm_dir.display()))(error))
@@ -190,9 +240,16 @@ impl Isolation for MicrovmModel {
         }
     }
 
-    fn exec(&self, container: &Target<'_>, request: &ExecRequest<'_>) -> Result<i32, IsolationError> {
+    fn exec(
+        &self,
+        container: &Target<'_>,
+        request: &ExecRequest<'_>,
+    ) -> Result<i32, IsolationError> {
         if request.preserve_fds > 0 {
-            return Err(unsupported("preserve descriptors", "a descriptor of the host has no meaning in the guest"));
+            return Err(unsupported(
+                "preserve descriptors",
+                "a descriptor of the host has no meaning in the guest",
+            ));
         }
         let execution = exec::Execution {
             id: container.id.as_str(),
@@ -201,7 +258,10 @@ impl Isolation for MicrovmModel {
             process: request.process,
             console_socket: request.console_socket,
             ignore_paused: request.ignore_paused,
-            sub_cgroup: &request.cgroup.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            sub_cgroup: &request
+                .cgroup
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
         };
         execution.start().map_err(IsolationError::failed)
     }
@@ -214,37 +274,54 @@ impl Isolation for MicrovmModel {
         call::<Resume>(container, &name(container)).map(drop)
     }
 
-    fn update(&self, container: &Target<'_>, resources: &LinuxResources) -> Result<(), IsolationError> {
-        let resources_json =
-            serde_json::to_string(resources).map_err(|error| io_error("encode the resources")(error.into()))?;
+    fn update(
+        &self,
+        container: &Target<'_>,
+        resources: &LinuxResources,
+    ) -> Result<(), IsolationError> {
+        let resources_json = serde_json::to_string(resources)
+            .map_err(|error| io_error("encode the resources")(error.into()))?;
         let id = container.id.as_str().to_owned();
         call::<Update>(container, &UpdateRequest { id, resources_json }).map(drop)
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<i32>, IsolationError> {
         let response = call::<Processes>(container, &name(container))?;
-        Ok(response.processes.iter().filter_map(|process| i32::try_from(process.pid).ok()).collect())
+        Ok(response
+            .processes
+            .iter()
+            .filter_map(|process| i32::try_from(process.pid).ok())
+            .collect())
     }
 }
 
 /// What the VMM process will need, all of it checked as far as the host can.
 fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
     let config = &context.config.microvm;
-    let cpus = std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
+    let cpus = std::thread::available_parallelism()
+        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
     let size = sizing::size(context.bundle, config, cpus).map_err(IsolationError::failed)?;
     refuse_foreign_machines(context.bundle.vm())?;
-    let guest_spec = guest_spec::rewrite(context.bundle, context.id).map_err(IsolationError::failed)?;
+    let guest_spec =
+        guest_spec::rewrite(context.bundle, context.id).map_err(IsolationError::failed)?;
     let vm = context.bundle.vm();
     let (kernel, modules) = match vm.and_then(|vm| vm.kernel.as_ref()) {
         Some(kernel) => {
             let path = context.bundle.dir().join(&kernel.path);
             let usable = File::open(&path).map(drop);
-            usable.map_err(|source| IsolationError::failed(SetupError::Kernel { path: path.clone(), source }))?;
+            usable.map_err(|source| {
+                IsolationError::failed(SetupError::Kernel {
+                    path: path.clone(),
+                    source,
+                })
+            })?;
             (path, None)
         }
         None => {
             let store = Store::locate(None, Some(&config.guests));
-            let guest = store.select(config.guest.as_deref()).map_err(IsolationError::failed)?;
+            let guest = store
+                .select(config.guest.as_deref())
+                .map_err(IsolationError::failed)?;
             (guest.kernel(), guest.modules_cpio())
         }
     };
@@ -256,13 +333,23 @@ fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
         network: guest_spec.network,
         kernel,
         modules,
-        initrd: kernel_section.and_then(|kernel| kernel.initrd.as_ref()).map(|path| context.bundle.dir().join(path)),
+        initrd: kernel_section
+            .and_then(|kernel| kernel.initrd.as_ref())
+            .map(|path| context.bundle.dir().join(path)),
         agent: agent_binary(config.agent.as_deref())?,
-        parameters: kernel_section.map(|kernel| kernel.parameters.clone()).unwrap_or_default(),
+        parameters: kernel_section
+            .map(|kernel| kernel.parameters.clone())
+            .unwrap_or_default(),
         vcpus: size.vcpus,
         memory: size.memory,
         rootfs: context.bundle.rootfs().to_owned(),
-        rootfs_read_only: context.bundle.spec().root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+        rootfs_read_only: context
+            .bundle
+            .spec()
+            .root()
+            .as_ref()
+            .and_then(|root| root.readonly())
+            .unwrap_or(false),
         volumes: guest_spec.volumes,
         spec: guest_spec.spec,
         console_socket: context.console_socket.map(Path::to_owned),
@@ -273,13 +360,26 @@ fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
 fn refuse_foreign_machines(vm: Option<&VmSection>) -> Result<(), IsolationError> {
     let Some(vm) = vm else { return Ok(()) };
     if vm.hypervisor.is_some() {
-        return Err(unsupported("honour `vm.hypervisor`", "the VMM is built in: remove the property"));
+        return Err(unsupported(
+            "honour `vm.hypervisor`",
+            "the VMM is built in: remove the property",
+        ));
     }
     if vm.image.is_some() {
-        return Err(unsupported("honour `vm.image`", "the container's root is shared with the guest: use `root.path`"));
+        return Err(unsupported(
+            "honour `vm.image`",
+            "the container's root is shared with the guest: use `root.path`",
+        ));
     }
-    if vm.hw_config.as_ref().is_some_and(|hardware| hardware.device_tree.is_some()) {
-        return Err(unsupported("honour `vm.hwConfig.deviceTree`", "an x86-64 machine is described by ACPI: remove it"));
+    if vm
+        .hw_config
+        .as_ref()
+        .is_some_and(|hardware| hardware.device_tree.is_some())
+    {
+        return Err(unsupported(
+            "honour `vm.hwConfig.deviceTree`",
+            "an x86-64 machine is described by ACPI: remove it",
+        ));
     }
     Ok(())
 }
@@ -287,7 +387,9 @@ fn refuse_foreign_machines(vm: Option<&VmSection>) -> Result<(), IsolationError>
 /// The agent's binary: as configured, else beside this one.
 pub(crate) fn agent_binary(configured: Option<&Path>) -> Result<PathBuf, IsolationError> {
     let beside = || std::env::current_exe().map(|own| own.with_file_name("rt-agent"));
-    let path = configured.map_or_else(beside, |path| Ok(path.to_owned())).map_err(io_error("find this binary"))?;
+    let path = configured
+        .map_or_else(beside, |path| Ok(path.to_owned()))
+        .map_err(io_error("find this binary"))?;
     match File::open(&path) {
         Ok(_) => Ok(path),
         Err(source) => Err(IsolationError::failed(SetupError::NoAgent { path, source })),
@@ -300,14 +402,24 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
     let linux = context.bundle.spec().linux().as_ref()?;
     let mut resources = linux.resources().clone()?;
     // Processes and devices of the workload are the guest's.
-    resources.set_pids(None).set_devices(None).set_hugepage_limits(None);
+    resources
+        .set_pids(None)
+        .set_devices(None)
+        .set_hugepage_limits(None);
     if let Some(mut memory) = resources.memory().clone() {
         let raised = |limit: Option<i64>| match limit {
             Some(limit) if limit > 0 => Some(limit.saturating_add_unsigned(sizing::HOST_OVERHEAD)),
             unlimited => unlimited,
         };
-        let (limit, swap, reservation) = (raised(memory.limit()), raised(memory.swap()), raised(memory.reservation()));
-        memory.set_limit(limit).set_swap(swap).set_reservation(reservation);
+        let (limit, swap, reservation) = (
+            raised(memory.limit()),
+            raised(memory.swap()),
+            raised(memory.reservation()),
+        );
+        memory
+            .set_limit(limit)
+            .set_swap(swap)
+            .set_reservation(reservation);
         memory.set_kernel(None).set_kernel_tcp(None);
         resources.set_memory(Some(memory));
     }
@@ -316,18 +428,27 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
 
 /// Starts the VMM process and waits until the container in it is created.
 fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
-    let text = serde_json::to_vec(orders).map_err(|error| io_error("encode the VMM's orders")(error.into()))?;
-    let (orders_read, orders_write) = pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
+    let text = serde_json::to_vec(orders)
+        .map_err(|error| io_error("encode the VMM's orders")(error.into()))?;
+    let (orders_read, orders_write) =
+        pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
     let (report, reporter) = report::channel().map_err(io_error("make a pipe"))?;
     let report_write = reporter.into_fd();
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rt").arg("vmm");
-    command.arg("--orders-fd").arg(orders_read.as_raw_fd().to_string());
-    command.arg("--report-fd").arg(report_write.as_raw_fd().to_string());
+    command
+        .arg("--orders-fd")
+        .arg(orders_read.as_raw_fd().to_string());
+    command
+        .arg("--report-fd")
+        .arg(report_write.as_raw_fd().to_string());
     for fd in [&orders_read, &report_write] {
-        fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| io_error("pass on a pipe")(error.into()))?;
+        fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|error| io_error("pass on a pipe")(error.into()))?;
     }
-    let mut child = command.spawn().map_err(io_error("execute the VMM process"))?;
+    let mut child = command
+        .spawn()
+        .map_err(io_error("execute the VMM process"))?;
     drop((orders_read, report_write));
     // A child that dies early breaks the pipe; its report says why.
     let _ = File::from(orders_write).write_all(&text);
@@ -336,5 +457,6 @@ fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
         let _ = child.wait();
         return Err(IsolationError::failed(failure));
     }
-    i32::try_from(child.id()).map_err(|_| io_error("keep the VMM's pid")(io::ErrorKind::InvalidData.into()))
+    i32::try_from(child.id())
+        .map_err(|_| io_error("keep the VMM's pid")(io::ErrorKind::InvalidData.into()))
 }

@@ -49,21 +49,58 @@ impl Relay {
         if let Some(terminal) = terminal {
             let (token, stream) = open()?;
             let device = terminal.device().try_clone_to_owned()?;
-            copy("relay-in", device.try_clone()?, stream.try_clone()?, hang_up)?;
+            copy(
+                "relay-in",
+                device.try_clone()?,
+                stream.try_clone()?,
+                hang_up,
+            )?;
             let output = copy("relay-out", stream, device, leave_open)?;
-            let console = message::Console { token, size: terminal.size() };
-            let stdio = message::Stdio { console: Some(console), ..message::Stdio::default() };
-            return Ok(Self { outputs: vec![output], stdio });
+            let console = message::Console {
+                token,
+                size: terminal.size(),
+            };
+            let stdio = message::Stdio {
+                console: Some(console),
+                ..message::Stdio::default()
+            };
+            return Ok(Self {
+                outputs: vec![output],
+                stdio,
+            });
         }
         let (stdin, to_guest) = open()?;
         let (stdout, from_stdout) = open()?;
         let (stderr, from_stderr) = open()?;
-        copy("relay-in", io::stdin().as_fd().try_clone_to_owned()?, to_guest, hang_up)?;
+        copy(
+            "relay-in",
+            io::stdin().as_fd().try_clone_to_owned()?,
+            to_guest,
+            hang_up,
+        )?;
         let outputs = vec![
-            copy("relay-out", from_stdout, io::stdout().as_fd().try_clone_to_owned()?, leave_open)?,
-            copy("relay-err", from_stderr, io::stderr().as_fd().try_clone_to_owned()?, leave_open)?,
+            copy(
+                "relay-out",
+                from_stdout,
+                io::stdout().as_fd().try_clone_to_owned()?,
+                leave_open,
+            )?,
+            copy(
+                "relay-err",
+                from_stderr,
+                io::stderr().as_fd().try_clone_to_owned()?,
+                leave_open,
+            )?,
         ];
-        Ok(Self { outputs, stdio: message::Stdio { console: None, stdin, stdout, stderr } })
+        Ok(Self {
+            outputs,
+            stdio: message::Stdio {
+                console: None,
+                stdin,
+                stdout,
+                stderr,
+            },
+        })
     }
 
     /// The streams' names, for the request that creates the process.
@@ -109,12 +146,15 @@ fn copy(
     at_end: fn(&OwnedFd),
 ) -> io::Result<JoinHandle<()>> {
     let (mut from, to) = (File::from(from.into()), to.into());
-    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
-        if let Ok(writer) = to.try_clone() {
-            copy_until_end(&mut from, &mut File::from(writer));
-        }
-        at_end(&to);
-    })
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK)
+        .spawn(move || {
+            if let Ok(writer) = to.try_clone() {
+                copy_until_end(&mut from, &mut File::from(writer));
+            }
+            at_end(&to);
+        })
 }
 
 /// Copies until the reader's end. When nobody reads any more, goes on reading and drops the bytes, so that the writer

@@ -103,11 +103,15 @@ impl Report {
         let mut text = Vec::new();
         let read = self.0.take(LIMIT).read_to_end(&mut text);
         match read.map_err(|error| error.to_string()).and_then(|_| {
-            serde_json::from_slice(&text).map_err(|_| "it ended without saying why: see the kernel's log".to_owned())
+            serde_json::from_slice(&text)
+                .map_err(|_| "it ended without saying why: see the kernel's log".to_owned())
         }) {
             Ok(Message::Ready) => Ok(()),
             Ok(Message::Failed(texts)) => Err(Failure::from_texts(Code::Internal, texts)),
-            Err(reason) => Err(Failure::from_texts(Code::Internal, vec![format!("{child} failed"), reason])),
+            Err(reason) => Err(Failure::from_texts(
+                Code::Internal,
+                vec![format!("{child} failed"), reason],
+            )),
         }
     }
 }
@@ -119,7 +123,8 @@ mod tests {
     #[test]
     fn an_error_arrives_with_its_causes() {
         let (report, reporter) = channel().unwrap();
-        let error = Failure::from_texts(Code::Internal, vec!["outer".to_owned(), "inner".to_owned()]);
+        let error =
+            Failure::from_texts(Code::Internal, vec!["outer".to_owned(), "inner".to_owned()]);
         reporter.failed(&error);
         let received = report.wait("the child").unwrap_err();
         assert_eq!(crate::error_chain(&received), "outer: inner");
@@ -130,7 +135,10 @@ mod tests {
         let (report, reporter) = channel().unwrap();
         drop(reporter);
         let received = crate::error_chain(&report.wait("the child").unwrap_err());
-        assert_eq!(received, "the child failed: it ended without saying why: see the kernel's log");
+        assert_eq!(
+            received,
+            "the child failed: it ended without saying why: see the kernel's log"
+        );
     }
 
     #[test]

@@ -45,19 +45,29 @@ pub fn build(
 ) -> Result<Shares, ShareError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
-        move |source: nix::Error| ShareError { action, path, source: source.into() }
+        move |source: nix::Error| ShareError {
+            action,
+            path,
+            source: source.into(),
+        }
     };
     let make = |path: &Path| {
-        fs::create_dir(path).map_err(|source| ShareError { action: "create", path: path.to_owned(), source })
+        fs::create_dir(path).map_err(|source| ShareError {
+            action: "create",
+            path: path.to_owned(),
+            source,
+        })
     };
-    unshare(CloneFlags::CLONE_NEWNS).map_err(failed("leave the mount namespace of", Path::new("/")))?;
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(failed("leave the mount namespace of", Path::new("/")))?;
     // Mounts that the host makes later below a volume are still seen; ours do not reach the host.
     let propagation = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, propagation, None::<&str>)
         .map_err(failed("change the propagation of", Path::new("/")))?;
     make(at)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("rt"), at, Some("tmpfs"), flags, Some("mode=0700")).map_err(failed("mount a tmpfs at", at))?;
+    mount(Some("rt"), at, Some("tmpfs"), flags, Some("mode=0700"))
+        .map_err(failed("mount a tmpfs at", at))?;
 
     let roots = at.join("rootfs");
     make(&roots)?;
@@ -65,39 +75,69 @@ pub fn build(
     make(&target)?;
     bind(rootfs, &target, true, read_only)?;
     if volumes.is_empty() {
-        return Ok(Shares { rootfs: roots, volumes: None });
+        return Ok(Shares {
+            rootfs: roots,
+            volumes: None,
+        });
     }
     let dir = at.join("volumes");
     make(&dir)?;
     for (index, volume) in volumes.iter().enumerate() {
         let target = dir.join(index.to_string());
-        let metadata = fs::metadata(&volume.source)
-            .map_err(|source| ShareError { action: "read", path: volume.source.clone(), source })?;
+        let metadata = fs::metadata(&volume.source).map_err(|source| ShareError {
+            action: "read",
+            path: volume.source.clone(),
+            source,
+        })?;
         if metadata.is_dir() {
             make(&target)?;
         } else {
-            File::create(&target).map_err(|source| ShareError { action: "create", path: target.clone(), source })?;
+            File::create(&target).map_err(|source| ShareError {
+                action: "create",
+                path: target.clone(),
+                source,
+            })?;
         }
         bind(&volume.source, &target, volume.recursive, volume.read_only)?;
     }
-    Ok(Shares { rootfs: roots, volumes: Some(dir) })
+    Ok(Shares {
+        rootfs: roots,
+        volumes: Some(dir),
+    })
 }
 
 fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), ShareError> {
-    let failed = |action| move |error: nix::Error| ShareError { action, path: source.to_owned(), source: error.into() };
-    let flags = if recursive { MsFlags::MS_BIND | MsFlags::MS_REC } else { MsFlags::MS_BIND };
+    let failed = |action| {
+        move |error: nix::Error| ShareError {
+            action,
+            path: source.to_owned(),
+            source: error.into(),
+        }
+    };
+    let flags = if recursive {
+        MsFlags::MS_BIND | MsFlags::MS_REC
+    } else {
+        MsFlags::MS_BIND
+    };
     mount(Some(source), target, None::<&str>, flags, None::<&str>).map_err(failed("share"))?;
     if read_only {
-        set_read_only(target, recursive)
-            .map_err(|error| ShareError { action: "share read-only", path: source.to_owned(), source: error })?;
+        set_read_only(target, recursive).map_err(|error| ShareError {
+            action: "share read-only",
+            path: source.to_owned(),
+            source: error,
+        })?;
     }
     Ok(())
 }
 
 /// Makes a mount, and with `recursive` all below it, read-only: `mount_setattr(2)`.
 fn set_read_only(target: &Path, recursive: bool) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
     let dir = open_path(target)?;
     // SAFETY: the path is the empty string with its terminator, the attributes are a whole structure of the size given.
@@ -111,12 +151,20 @@ fn set_read_only(target: &Path, recursive: bool) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn open_path(path: &Path) -> io::Result<OwnedFd> {
     use nix::fcntl::{OFlag, open};
-    let fd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+    let fd = open(
+        path,
+        OFlag::O_PATH | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

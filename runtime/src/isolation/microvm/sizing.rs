@@ -48,25 +48,52 @@ pub struct SizeError {
 /// # Errors
 /// A number is out of range.
 pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<Size, SizeError> {
-    let hardware = bundle.vm().and_then(|vm| vm.hw_config.clone()).unwrap_or_default();
-    let resources = bundle.spec().linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let hardware = bundle
+        .vm()
+        .and_then(|vm| vm.hw_config.clone())
+        .unwrap_or_default();
+    let resources = bundle
+        .spec()
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
 
     let vcpus = match hardware.vcpus {
         Some(vcpus) if (1..=VCPUS_MAX).contains(&vcpus) => vcpus,
-        Some(vcpus) => return Err(out_of_range("vm.hwConfig.vcpus", vcpus.into(), format!("use 1 to {VCPUS_MAX}"))),
+        Some(vcpus) => {
+            return Err(out_of_range(
+                "vm.hwConfig.vcpus",
+                vcpus.into(),
+                format!("use 1 to {VCPUS_MAX}"),
+            ));
+        }
         None => {
             let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-            let quota = cpu.and_then(|cpu| cpu.quota()).and_then(|quota| u64::try_from(quota).ok());
+            let quota = cpu
+                .and_then(|cpu| cpu.quota())
+                .and_then(|quota| u64::try_from(quota).ok());
             // The kernel's default period, in microseconds.
-            let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
-            let asked = quota.filter(|quota| *quota > 0).map(|quota| quota.div_ceil(period));
+            let period = cpu
+                .and_then(|cpu| cpu.period())
+                .filter(|period| *period > 0)
+                .unwrap_or(100_000);
+            let asked = quota
+                .filter(|quota| *quota > 0)
+                .map(|quota| quota.div_ceil(period));
             let asked = asked.map_or(config.vcpus, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
             asked.clamp(1, host_cpus.clamp(1, VCPUS_MAX))
         }
     };
 
-    let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
-    let memory = match (hardware.memory, limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)) {
+    let limit = resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(|memory| memory.limit());
+    let memory = match (
+        hardware.memory,
+        limit
+            .and_then(|limit| u64::try_from(limit).ok())
+            .filter(|limit| *limit > 0),
+    ) {
         (Some(memory), _) if memory < MEMORY_MIN => {
             let expected = format!("use at least {MEMORY_MIN} bytes ({} MiB)", MEMORY_MIN >> 20);
             return Err(out_of_range("vm.hwConfig.memory", memory.into(), expected));
@@ -80,15 +107,25 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
     let memory = memory.filter(|memory| *memory <= 1 << 45).ok_or_else(|| {
         let (at, value) = match hardware.memory {
             Some(memory) => ("vm.hwConfig.memory", i128::from(memory)),
-            None => ("linux.resources.memory.limit", i128::from(limit.unwrap_or(i64::MAX))),
+            None => (
+                "linux.resources.memory.limit",
+                i128::from(limit.unwrap_or(i64::MAX)),
+            ),
         };
         out_of_range(at, value, format!("use at most {} bytes", 1_u64 << 45))
     })?;
-    Ok(Size { vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX), memory })
+    Ok(Size {
+        vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
+        memory,
+    })
 }
 
 fn out_of_range(at: &'static str, value: i128, expected: String) -> SizeError {
-    SizeError { at, value, expected }
+    SizeError {
+        at,
+        value,
+        expected,
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +140,11 @@ mod tests {
             "process":{{"cwd":"/","args":["sh"],"user":{{"uid":0,"gid":0}}}}}}"#
         );
         std::fs::write(dir.path().join("config.json"), config).unwrap();
-        let config = MicrovmConfig { vcpus: 1, memory_mib: 256, ..MicrovmConfig::default() };
+        let config = MicrovmConfig {
+            vcpus: 1,
+            memory_mib: 256,
+            ..MicrovmConfig::default()
+        };
         size(&Bundle::load(dir.path()).unwrap(), &config, 4).map_err(|error| error.to_string())
     }
 
@@ -111,31 +152,73 @@ mod tests {
 
     #[test]
     fn the_configuration_decides_where_the_bundle_is_silent() {
-        assert_eq!(sized("null", "{}"), Ok(Size { vcpus: 1, memory: 256 * MIB }));
-        assert_eq!(sized("{}", r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#), Ok(Size { vcpus: 1, memory: 256 * MIB }));
+        assert_eq!(
+            sized("null", "{}"),
+            Ok(Size {
+                vcpus: 1,
+                memory: 256 * MIB
+            })
+        );
+        assert_eq!(
+            sized("{}", r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#),
+            Ok(Size {
+                vcpus: 1,
+                memory: 256 * MIB
+            })
+        );
     }
 
     #[test]
     fn limits_are_rounded_up_and_get_the_overhead() {
         let limits = r#"{"memory":{"limit":134217729},"cpu":{"quota":150000,"period":100000}}"#;
-        assert_eq!(sized("null", limits), Ok(Size { vcpus: 2, memory: 194 * MIB }));
-        assert_eq!(sized("null", r#"{"memory":{"limit":4096}}"#), Ok(Size { vcpus: 1, memory: 96 * MIB }));
-        assert_eq!(sized("null", r#"{"cpu":{"quota":9000000}}"#).unwrap().vcpus, 4);
+        assert_eq!(
+            sized("null", limits),
+            Ok(Size {
+                vcpus: 2,
+                memory: 194 * MIB
+            })
+        );
+        assert_eq!(
+            sized("null", r#"{"memory":{"limit":4096}}"#),
+            Ok(Size {
+                vcpus: 1,
+                memory: 96 * MIB
+            })
+        );
+        assert_eq!(
+            sized("null", r#"{"cpu":{"quota":9000000}}"#).unwrap().vcpus,
+            4
+        );
     }
 
     #[test]
     fn hardware_speaks_for_the_machine_itself() {
         let hardware = r#"{"hwConfig":{"vcpus":8,"memory":536870912}}"#;
         let limits = r#"{"memory":{"limit":1073741824},"cpu":{"quota":100000}}"#;
-        assert_eq!(sized(hardware, limits), Ok(Size { vcpus: 8, memory: 512 * MIB }));
+        assert_eq!(
+            sized(hardware, limits),
+            Ok(Size {
+                vcpus: 8,
+                memory: 512 * MIB
+            })
+        );
     }
 
     #[test]
     fn impossible_sizes_are_named() {
-        assert_eq!(sized(r#"{"hwConfig":{"vcpus":0}}"#, "{}").unwrap_err(), "`vm.hwConfig.vcpus` is 0: use 1 to 64");
+        assert_eq!(
+            sized(r#"{"hwConfig":{"vcpus":0}}"#, "{}").unwrap_err(),
+            "`vm.hwConfig.vcpus` is 0: use 1 to 64"
+        );
         let error = sized(r#"{"hwConfig":{"memory":1024}}"#, "{}").unwrap_err();
-        assert_eq!(error, "`vm.hwConfig.memory` is 1024: use at least 100663296 bytes (96 MiB)");
+        assert_eq!(
+            error,
+            "`vm.hwConfig.memory` is 1024: use at least 100663296 bytes (96 MiB)"
+        );
         let error = sized("null", r#"{"memory":{"limit":9223372036854775807}}"#).unwrap_err();
-        assert!(error.starts_with("`linux.resources.memory.limit` is 9223372036854775807: use at most"), "{error}");
+        assert!(
+            error.starts_with("`linux.resources.memory.limit` is 9223372036854775807: use at most"),
+            "{error}"
+        );
     }
 }

@@ -41,7 +41,10 @@ pub fn catch_signals() -> io::Result<SignalFd> {
         caught.remove(signal);
     }
     signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&caught), None)?;
-    Ok(SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+    Ok(SignalFd::with_flags(
+        &caught,
+        SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+    )?)
 }
 
 /// How the supervision ended.
@@ -77,7 +80,10 @@ impl Supervised<'_> {
         signals: &SignalFd,
         machine: Option<BorrowedFd<'_>>,
     ) -> io::Result<End> {
-        let request = ProcessRequest { id: self.id.to_owned(), exec_id: self.exec_id.to_owned() };
+        let request = ProcessRequest {
+            id: self.id.to_owned(),
+            exec_id: self.exec_id.to_owned(),
+        };
         let request = encode_request::<Wait>(1, &request).map_err(io::Error::other)?;
         (&waiting).write_all(&request)?;
         waiting.set_nonblocking(true)?;
@@ -118,12 +124,19 @@ impl Supervised<'_> {
                 (Ok(libc::SIGHUP), Some(_)) => Ok(()),
                 _ => {
                     let (id, exec_id) = (self.id.to_owned(), self.exec_id.to_owned());
-                    let request = SignalRequest { id, exec_id, signal: number, all: false };
+                    let request = SignalRequest {
+                        id,
+                        exec_id,
+                        signal: number,
+                        all: false,
+                    };
                     agent.call::<SendSignal>(&request).map(drop)
                 }
             };
             // A process that has just ended takes no signal; a broken agent shows at the other connection.
-            if let Err(AgentError::Call(ClientError::Failed(_)) | AgentError::Connect { .. }) | Ok(()) = result {
+            if let Err(AgentError::Call(ClientError::Failed(_)) | AgentError::Connect { .. })
+            | Ok(()) = result
+            {
                 continue;
             }
             break;
@@ -133,7 +146,13 @@ impl Supervised<'_> {
 
     fn resize(&self, agent: &mut Agent, terminal: &HostTerminal) -> Result<(), AgentError> {
         let (id, exec_id) = (self.id.to_owned(), self.exec_id.to_owned());
-        agent.call::<ResizeTerminal>(&ResizeTerminalRequest { id, exec_id, size: terminal.size() }).map(drop)
+        agent
+            .call::<ResizeTerminal>(&ResizeTerminalRequest {
+                id,
+                exec_id,
+                size: terminal.size(),
+            })
+            .map(drop)
     }
 }
 
@@ -143,7 +162,14 @@ fn read_end(mut waiting: &UnixStream, decoder: &mut Decoder) -> Option<End> {
     let mut input = match io::Read::read(&mut waiting, &mut buffer) {
         Ok(0) => return Some(End::Machine),
         Ok(length) => &buffer[..length],
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return None,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            return None;
+        }
         Err(_) => return Some(End::Machine),
     };
     let frame = match decoder.decode(&mut input) {
@@ -152,10 +178,12 @@ fn read_end(mut waiting: &UnixStream, decoder: &mut Decoder) -> Option<End> {
         Err(_) => return Some(End::Machine),
     };
     let response = decode_response::<Wait>(&frame).ok();
-    Some(response.filter(|response| response.shell_status().is_some()).and_then(|response| response.outcome).map_or(
-        End::Machine,
-        End::Process,
-    ))
+    Some(
+        response
+            .filter(|response| response.shell_status().is_some())
+            .and_then(|response| response.outcome)
+            .map_or(End::Machine, End::Process),
+    )
 }
 
 /// Ends this process as the other one ended: by its signal, or with the exit code that is returned.
@@ -172,7 +200,12 @@ pub fn end_like(outcome: Outcome) -> u8 {
 /// Kills this process by a signal, without a core file. Returns if the signal kills nobody.
 fn die_by(number: u32) {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let Some(signal) = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok()) else { return };
+    let Some(signal) = i32::try_from(number)
+        .ok()
+        .and_then(|number| Signal::try_from(number).ok())
+    else {
+        return;
+    };
     // SAFETY: no handler is installed, only the default action restored.
     let _ = unsafe { signal::signal(signal, SigHandler::SigDfl) };
     let mut set = SigSet::empty();

@@ -47,7 +47,10 @@ impl HostTerminal {
         // SAFETY: the descriptor is a terminal's; the argument 0 asks not to steal it from another session.
         unsafe { take_terminal(slave.as_raw_fd(), 0) }?;
         send(console_socket, &path, master)?;
-        Ok(Self { device: slave, path })
+        Ok(Self {
+            device: slave,
+            path,
+        })
     }
 
     /// The terminal itself.
@@ -68,11 +71,18 @@ impl HostTerminal {
 
 /// The size of a terminal, if it has one.
 pub fn size_of(terminal: BorrowedFd<'_>) -> Option<ConsoleSize> {
-    let mut size = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = Winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the pointer is to a whole winsize, which the call fills.
     unsafe { window_size(terminal.as_raw_fd(), &raw mut size) }.ok()?;
-    (size.ws_row > 0 || size.ws_col > 0)
-        .then(|| ConsoleSize { columns: size.ws_col.into(), rows: size.ws_row.into() })
+    (size.ws_row > 0 || size.ws_col > 0).then(|| ConsoleSize {
+        columns: size.ws_col.into(),
+        rows: size.ws_row.into(),
+    })
 }
 
 /// Sends a terminal's master, as runc does: one descriptor, with the terminal's name as the text.
@@ -80,6 +90,12 @@ fn send(socket: &Path, name: &Path, master: OwnedFd) -> io::Result<()> {
     let stream = UnixStream::connect(socket)?;
     let fds = [master.as_raw_fd()];
     let text = [IoSlice::new(name.as_os_str().as_encoded_bytes())];
-    sendmsg::<()>(stream.as_raw_fd(), &text, &[ControlMessage::ScmRights(&fds)], MsgFlags::MSG_NOSIGNAL, None)?;
+    sendmsg::<()>(
+        stream.as_raw_fd(),
+        &text,
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use nix::unistd::setsid;
 use oci_spec::runtime::{Process, Spec};
 use protocol::message::{CreateContainerRequest, Outcome};
 use protocol::method::CreateContainer;
-use protocol::{ClientError, RPC_PORT, ROOTFS_TAG, VOLUMES_TAG, read_hello};
+use protocol::{ClientError, ROOTFS_TAG, RPC_PORT, VOLUMES_TAG, read_hello};
 use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
@@ -165,21 +165,33 @@ pub enum VmmError {
 }
 
 fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> VmmError {
-    move |source| VmmError::Io { action: action.into(), source }
+    move |source| VmmError::Io {
+        action: action.into(),
+        source,
+    }
 }
 
 fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
-    move |source| VmmError::Io { action: action.into(), source: source.into() }
+    move |source| VmmError::Io {
+        action: action.into(),
+        source: source.into(),
+    }
 }
 
 /// The VMM process's life: boots, reports, and ends as the container's init ends. The result is its exit code.
 pub fn run(args: &VmmArgs) -> u8 {
     // SAFETY: our parent made these descriptors for us and nobody else in this process knows them.
-    let (orders, report) =
-        unsafe { (OwnedFd::from_raw_fd(args.orders_fd), OwnedFd::from_raw_fd(args.report_fd)) };
+    let (orders, report) = unsafe {
+        (
+            OwnedFd::from_raw_fd(args.orders_fd),
+            OwnedFd::from_raw_fd(args.report_fd),
+        )
+    };
     let reporter = Reporter::from(report);
     let begun = read_orders(orders).and_then(|orders| {
-        reporter.close_all_others().map_err(io_error("close inherited descriptors"))?;
+        reporter
+            .close_all_others()
+            .map_err(io_error("close inherited descriptors"))?;
         let machine = Machine::boot(&orders)?;
         Ok((orders, machine))
     });
@@ -200,7 +212,9 @@ pub fn run(args: &VmmArgs) -> u8 {
 
 fn read_orders(fd: OwnedFd) -> Result<Orders, VmmError> {
     let mut text = Vec::new();
-    File::from(fd).read_to_end(&mut text).map_err(io_error("read the orders"))?;
+    File::from(fd)
+        .read_to_end(&mut text)
+        .map_err(io_error("read the orders"))?;
     serde_json::from_slice(&text).map_err(|error| io_error("read the orders")(error.into()))
 }
 
@@ -217,14 +231,21 @@ struct Machine {
 impl Machine {
     fn boot(orders: &Orders) -> Result<Self, VmmError> {
         // A creator that is killed takes us along.
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(errno("ask for a signal at the parent's death"))?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+            .map_err(errno("ask for a signal at the parent's death"))?;
         Cgroup::new(&orders.cgroup)?.enter()?;
         setsid().map_err(errno("start a session"))?;
         let signals = catch_signals().map_err(io_error("catch signals"))?;
         raise_descriptor_limit()?;
         enter_network(&orders.network)?;
-        if let Some(score) = orders.spec.process().as_ref().and_then(Process::oom_score_adj) {
-            fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(io_error("write oom_score_adj"))?;
+        if let Some(score) = orders
+            .spec
+            .process()
+            .as_ref()
+            .and_then(Process::oom_score_adj)
+        {
+            fs::write("/proc/self/oom_score_adj", score.to_string())
+                .map_err(io_error("write oom_score_adj"))?;
         }
         let terminal = open_terminal(orders)?;
         let shares = shares::build(
@@ -235,34 +256,55 @@ impl Machine {
             &orders.volumes,
         )?;
         let vm = Vm::new(config(orders, &shares)?).map_err(VmmError::Machine)?;
-        let vsock = vm.vsock().ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))?;
-        let hello = vsock.listen(RPC_PORT).map_err(io_error("listen for the guest's agent"))?;
+        let vsock = vm
+            .vsock()
+            .ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))?;
+        let hello = vsock
+            .listen(RPC_PORT)
+            .map_err(io_error("listen for the guest's agent"))?;
         let mut vm = vm.start().map_err(VmmError::Machine)?;
 
         wait_for(hello.as_fd(), &mut vm, orders)?;
         let (agent_at, exits_to_agent) = (Instant::now(), vm.exits());
         let mut stream = hello.accept().map_err(io_error("hear the guest's agent"))?;
-        stream.set_read_timeout(Some(BOOT_LIMIT)).map_err(io_error("limit the agent's time"))?;
+        stream
+            .set_read_timeout(Some(BOOT_LIMIT))
+            .map_err(io_error("limit the agent's time"))?;
         read_hello(&mut stream).map_err(VmmError::Hello)?;
 
         let connect = |port| vsock.connect(port);
-        let relay = Relay::start(connect, terminal.as_ref()).map_err(io_error("connect the standard streams"))?;
+        let relay = Relay::start(connect, terminal.as_ref())
+            .map_err(io_error("connect the standard streams"))?;
         let to_agent = || connect(RPC_PORT).map_err(io_error("connect to the guest's agent"));
         let mut agent = Agent::over(to_agent()?).map_err(io_error("limit the agent's time"))?;
         agent.call::<CreateContainer>(&CreateContainerRequest {
             id: orders.id.clone(),
-            spec_json: serde_json::to_string(&orders.spec).map_err(|error| io_error("encode the spec")(error.into()))?,
+            spec_json: serde_json::to_string(&orders.spec)
+                .map_err(|error| io_error("encode the spec")(error.into()))?,
             stdio: Some(relay.stdio()),
             shares: share_tags(orders),
         })?;
-        note_boot(&orders.vm_dir, &vm, agent_at, exits_to_agent).map_err(io_error("note the times of the boot"))?;
-        Ok(Self { vm, agent, waiting: to_agent()?, signals, terminal, relay })
+        note_boot(&orders.vm_dir, &vm, agent_at, exits_to_agent)
+            .map_err(io_error("note the times of the boot"))?;
+        Ok(Self {
+            vm,
+            agent,
+            waiting: to_agent()?,
+            signals,
+            terminal,
+            relay,
+        })
     }
 
     fn until_its_end(mut self, orders: &Orders) -> u8 {
-        let process = Supervised { id: &orders.id, exec_id: "", terminal: self.terminal.as_ref() };
+        let process = Supervised {
+            id: &orders.id,
+            exec_id: "",
+            terminal: self.terminal.as_ref(),
+        };
         let machine = exit_event(&self.vm);
-        let end = process.until_its_end(&mut self.agent, self.waiting, &self.signals, Some(machine));
+        let end =
+            process.until_its_end(&mut self.agent, self.waiting, &self.signals, Some(machine));
         match end.unwrap_or(End::Machine) {
             End::Process(outcome) => {
                 self.relay.finish();
@@ -273,7 +315,11 @@ impl Machine {
                 let exit = self.vm.stop();
                 let text = quote_console(&self.vm);
                 // The workload's standard error is the one place that its user looks at.
-                let _ = writeln!(io::stderr(), "rt: the microVM of {} failed: {exit}{text}", orders.id);
+                let _ = writeln!(
+                    io::stderr(),
+                    "rt: the microVM of {} failed: {exit}{text}",
+                    orders.id
+                );
                 end_like(Outcome::Signaled(libc::SIGKILL.unsigned_abs()))
             }
         }
@@ -297,7 +343,9 @@ fn raise_descriptor_limit() -> Result<(), VmmError> {
 
 fn enter_network(network: &Network) -> Result<(), VmmError> {
     match network {
-        Network::New => unshare(CloneFlags::CLONE_NEWNET).map_err(errno("make a network namespace"))?,
+        Network::New => {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(errno("make a network namespace"))?
+        }
         Network::Join(path) => {
             let action = format!("enter the network namespace {}", path.display());
             let file = File::open(path).map_err(io_error(action.clone()))?;
@@ -305,14 +353,28 @@ fn enter_network(network: &Network) -> Result<(), VmmError> {
         }
     }
     // A line for each device behind two of headings: "  eth0: 0 0 ...".
-    let devices = fs::read_to_string("/proc/thread-self/net/dev").map_err(io_error("list network devices"))?;
-    let names = devices.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    let devices = fs::read_to_string("/proc/thread-self/net/dev")
+        .map_err(io_error("list network devices"))?;
+    let names = devices
+        .lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()));
     let foreign: Vec<&str> = names.filter(|name| *name != "lo").collect();
-    if foreign.is_empty() { Ok(()) } else { Err(VmmError::Network { devices: foreign.join(", ") }) }
+    if foreign.is_empty() {
+        Ok(())
+    } else {
+        Err(VmmError::Network {
+            devices: foreign.join(", "),
+        })
+    }
 }
 
 fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {
-    let Some((socket, process)) = orders.console_socket.as_ref().zip(orders.spec.process().as_ref()) else {
+    let Some((socket, process)) = orders
+        .console_socket
+        .as_ref()
+        .zip(orders.spec.process().as_ref())
+    else {
         return Ok(None);
     };
     if !process.terminal().unwrap_or(false) {
@@ -327,7 +389,10 @@ fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {
 
 fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
     let mut initramfs: Vec<Segment> = orders.initrd.iter().cloned().map(Segment::File).collect();
-    initramfs.extend(initramfs::segments(orders.modules.as_deref(), &orders.agent)?);
+    initramfs.extend(initramfs::segments(
+        orders.modules.as_deref(),
+        &orders.agent,
+    )?);
     let console = orders.vm_dir.join(CONSOLE_LOG);
     let console = fs::OpenOptions::new()
         .write(true)
@@ -343,7 +408,10 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
         protocol: None,
         initramfs,
         command_line: orders.parameters.join(" "),
-        console: Box::new(Bounded { file: console, left: CONSOLE_LIMIT }),
+        console: Box::new(Bounded {
+            file: console,
+            left: CONSOLE_LIMIT,
+        }),
         verbose_console: false,
         rng: true,
         vsock: Some(VsockConfig {
@@ -358,13 +426,30 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
 /// The devices that serve the trees. The root is the workload's alone and may be cached; volumes are the host's too.
 fn shared_directories(orders: &Orders, shares: &Shares) -> Result<Vec<SharedDirectory>, VmmError> {
     let shared = |name: &str, root: &Path, cache, access| -> Result<SharedDirectory, VmmError> {
-        let tag = Tag::new(name).ok_or_else(|| io_error("name a share")(io::ErrorKind::InvalidInput.into()))?;
-        Ok(SharedDirectory { tag, share: Share { root: root.to_owned(), cache, access } })
+        let tag = Tag::new(name)
+            .ok_or_else(|| io_error("name a share")(io::ErrorKind::InvalidInput.into()))?;
+        Ok(SharedDirectory {
+            tag,
+            share: Share {
+                root: root.to_owned(),
+                cache,
+                access,
+            },
+        })
     };
-    let access = if orders.rootfs_read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let access = if orders.rootfs_read_only {
+        Access::ReadOnly
+    } else {
+        Access::ReadWrite
+    };
     let mut all = vec![shared(ROOTFS_TAG, &shares.rootfs, Cache::Always, access)?];
     if let Some(volumes) = &shares.volumes {
-        all.push(shared(VOLUMES_TAG, volumes, Cache::None, Access::ReadWrite)?);
+        all.push(shared(
+            VOLUMES_TAG,
+            volumes,
+            Cache::None,
+            Access::ReadWrite,
+        )?);
     }
     Ok(all)
 }
@@ -378,7 +463,9 @@ struct Bounded {
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let length = bytes
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.file.write_all(&bytes[..length])?;
         self.left -= length as u64;
         // What is over the limit is dropped, which is no error of the serial port.
@@ -399,8 +486,10 @@ fn exit_event(vm: &RunningVm) -> BorrowedFd<'_> {
 fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Result<(), VmmError> {
     let timeout = PollTimeout::try_from(BOOT_LIMIT).unwrap_or(PollTimeout::MAX);
     let (heard, ended) = loop {
-        let mut fds =
-            [PollFd::new(hello, PollFlags::POLLIN), PollFd::new(exit_event(vm), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(hello, PollFlags::POLLIN),
+            PollFd::new(exit_event(vm), PollFlags::POLLIN),
+        ];
         match poll(&mut fds, timeout) {
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(errno("wait for the guest")(error)),
@@ -419,11 +508,19 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
         };
         return Err(VmmError::NotBooted { exit, console });
     }
-    Err(VmmError::Silent { kernel: orders.kernel.clone(), console })
+    Err(VmmError::Silent {
+        kernel: orders.kernel.clone(),
+        console,
+    })
 }
 
 /// Writes down what the boot took, for `rt bench`: milliseconds since the VMM began, and exits of the guest.
-fn note_boot(vm_dir: &Path, vm: &RunningVm, agent_at: Instant, exits_to_agent: Option<u64>) -> io::Result<()> {
+fn note_boot(
+    vm_dir: &Path,
+    vm: &RunningVm,
+    agent_at: Instant,
+    exits_to_agent: Option<u64>,
+) -> io::Result<()> {
     let timeline = vm.timeline();
     let millis = |at: Instant| at.duration_since(timeline.begun).as_secs_f64() * 1e3;
     let boot = serde_json::json!({
@@ -442,6 +539,9 @@ fn quote_console(vm: &RunningVm) -> String {
     if lines.is_empty() {
         return String::from("; its console is silent");
     }
-    let quoted: Vec<String> = lines.iter().map(|line| format!("\n  guest: {line}")).collect();
+    let quoted: Vec<String> = lines
+        .iter()
+        .map(|line| format!("\n  guest: {line}"))
+        .collect();
     format!("; its console ends with{}", quoted.concat())
 }
