@@ -19,6 +19,7 @@ use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerE
 use crate::memory::GuestRam;
 
 mod credentials;
+mod handles;
 mod share;
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use fuse_backend_rs::api::filesystem::{
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use thiserror::Error;
 
-use super::credentials;
+use super::{credentials, handles};
 
 /// For how long the guest may believe what it knows of a share that only it changes.
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -128,19 +128,22 @@ impl SharedTree {
     }
 
     fn serve(root: &File, share: &Share) -> io::Result<PassthroughFs<()>> {
-        // With handles a known file costs no descriptor; not every file system has them, and
-        // opening one needs CAP_DAC_READ_SEARCH.
-        match Self::serve_with(root, share, true) {
-            Ok(inner) => Ok(inner),
-            Err(error) => {
-                tracing::warn!(
-                    %error,
-                    path = %share.root.display(),
-                    "no file handles: each file that the guest knows keeps a descriptor open"
-                );
-                Self::serve_with(root, share, false)
-            }
-        }
+        // With handles a known file costs no descriptor; not every file system has them, or such
+        // that last, and opening one needs CAP_DAC_READ_SEARCH.
+        let refused = match handles::unreliable(root) {
+            Ok(None) => match Self::serve_with(root, share, true) {
+                Ok(inner) => return Ok(inner),
+                Err(error) => error.to_string(),
+            },
+            Ok(Some(kind)) => format!("those of {kind} may not last"),
+            Err(error) => error.to_string(),
+        };
+        tracing::info!(
+            refused,
+            path = %share.root.display(),
+            "no file handles: each file that the guest knows keeps a descriptor open"
+        );
+        Self::serve_with(root, share, false)
     }
 
     fn serve_with(root: &File, share: &Share, handles: bool) -> io::Result<PassthroughFs<()>> {
