@@ -264,6 +264,9 @@ fn default_devices_are_there_and_work(fixture: &Fixture) -> Claim {
 
 fn ownership_and_modes_are_kept(fixture: &Fixture) -> Claim {
     let mut bundle = fixture.bundle()?;
+    let given = json!(["CAP_CHOWN", "CAP_FOWNER", "CAP_FSETID", "CAP_DAC_OVERRIDE"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({"bounding": given, "effective": given, "permitted": given});
     bundle.script(
         "cd /tmp; touch a; chown 1234:4321 a; chmod 4711 a; mkdir d; chmod 1777 d; ln -s a link; mkfifo f; \
          stat -c '%u %g %a %F' a d link f",
@@ -309,8 +312,8 @@ fn files_behave_like_files(fixture: &Fixture) -> Claim {
         "cd /tmp && echo one > a && echo two >> a && mv a b && ln b c && rm b && cat c && \
          mkdir d && (rmdir d/missing 2>/dev/null || echo no) && mkdir d/e && (rmdir d 2>/dev/null || echo full) && \
          exec 5<> c && rm c && cat <&5 && dd if=/dev/zero of=sparse bs=1 count=1 seek=1048575 2>/dev/null && \
-         stat -c %s sparse && busybox cp /bin/busybox copy && \
-         md5sum < copy > x && md5sum < /bin/busybox > y && busybox cmp x y && echo same && /tmp/copy echo runs",
+         stat -c %s sparse && mkdir f && busybox cp /bin/busybox f/echo && \
+         md5sum < f/echo > x && md5sum < /bin/busybox > y && busybox cmp x y && echo same && /tmp/f/echo runs",
     );
     let outcome = fixture.run(&bundle)?.success()?;
     ensure_eq!(

@@ -205,7 +205,8 @@ fn rlimits_are_set(fixture: &Fixture) -> Claim {
 
 fn ignored_signals_are_not_inherited(fixture: &Fixture) -> Claim {
     let mut bundle = fixture.bundle()?;
-    bundle.script("grep -E '^Sig(Ign|Blk)' /proc/1/status");
+    // Not through a shell, which may ignore signals of its own.
+    bundle.args(&["/bin/grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"]);
     let outcome = fixture.run(&bundle)?.success()?;
     for line in outcome.stdout.lines() {
         let mask = line.split_whitespace().nth(1).unwrap_or_default();

@@ -348,7 +348,7 @@ fn follow(
     main_receiver.wait_for_init_ready().map_err(channel_error)?;
     main_receiver.close().map_err(channel_error)?;
     limits::set_oom_score(child.pid, plan.process)?;
-    limits::set_rlimits(child.pid, plan.process)?;
+    limits::raise_rlimits(child.pid, plan.process)?;
     let start_time = processes::start_time(child.pid)
         .ok_or_else(|| Error::Setup("the container's first process has ended".to_owned()))?;
     Ok(Created {

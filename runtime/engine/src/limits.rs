@@ -3,38 +3,66 @@
 use std::fs;
 
 use nix::unistd::Pid;
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
 use crate::error::{Context, Error};
 
-/// Sets `process.rlimits` on a process; the caller's rights count, not the process's.
-pub(crate) fn set_rlimits(pid: Pid, process: &Process) -> Result<(), Error> {
-    for limit in process.rlimits().iter().flatten() {
-        let value = libc::rlimit {
-            rlim_cur: limit.soft(),
-            rlim_max: limit.hard(),
-        };
-        // SAFETY: the structure is read, the old value is not asked for.
-        let answer = unsafe {
-            libc::prlimit(
-                pid.as_raw(),
-                resource(limit.typ()),
-                &raw const value,
-                std::ptr::null_mut(),
-            )
-        };
-        if answer < 0 {
-            return Err(std::io::Error::last_os_error()).context(|| {
-                format!(
-                    "cannot set process.rlimits {} to {}:{} (raising a hard limit needs CAP_SYS_RESOURCE)",
-                    limit.typ(),
-                    limit.soft(),
-                    limit.hard()
-                )
-            });
-        }
+/// Sets `process.rlimits` on this process.
+pub(crate) fn set_rlimits(process: &Process) -> Result<(), Error> {
+    let limits = process.rlimits().iter().flatten();
+    limits
+        .into_iter()
+        .try_for_each(|limit| set(Pid::this(), limit))
+}
+
+/// Sets those of `process.rlimits` that need no right on this process, which may be about to become another user.
+pub(crate) fn lower_rlimits(limits: &[PosixRlimit]) -> Result<(), Error> {
+    for limit in limits.iter().filter(|limit| !is_raised(limit)) {
+        set(Pid::this(), limit)?;
     }
     Ok(())
+}
+
+/// Sets the others on a process that was born with our limits: in its user namespace it cannot raise them itself.
+pub(crate) fn raise_rlimits(pid: Pid, process: &Process) -> Result<(), Error> {
+    let limits = process.rlimits().iter().flatten();
+    limits
+        .into_iter()
+        .filter(|limit| is_raised(limit))
+        .try_for_each(|limit| set(pid, limit))
+}
+
+/// Whether the hard limit is above this process's.
+fn is_raised(limit: &PosixRlimit) -> bool {
+    let mut own = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is ours and is filled.
+    let answer = unsafe { libc::getrlimit(resource(limit.typ()), &raw mut own) };
+    answer == 0 && limit.hard() > own.rlim_max
+}
+
+fn set(pid: Pid, limit: &PosixRlimit) -> Result<(), Error> {
+    let value = libc::rlimit {
+        rlim_cur: limit.soft(),
+        rlim_max: limit.hard(),
+    };
+    let old = std::ptr::null_mut();
+    // SAFETY: the structure is read, the old value is not asked for.
+    let answer =
+        unsafe { libc::prlimit(pid.as_raw(), resource(limit.typ()), &raw const value, old) };
+    if answer == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error()).context(|| {
+        format!(
+            "cannot set process.rlimits {} to {}:{} (raising a hard limit needs CAP_SYS_RESOURCE)",
+            limit.typ(),
+            limit.soft(),
+            limit.hard()
+        )
+    })
 }
 
 /// Sets `process.oomScoreAdj` on a process.

@@ -20,10 +20,11 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, PosixRlimit, Process, Spec};
 
 use crate::error::{Context, Error};
 use crate::hooks;
+use crate::limits;
 use crate::report::{Failure, chain};
 use crate::seccomp::Filter;
 use crate::spec::MountFinish;
@@ -77,6 +78,7 @@ pub(crate) struct Workload {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+    rlimits: Vec<PosixRlimit>,
     pub(crate) capabilities: CapabilitySets,
     pub(crate) no_new_privileges: bool,
     pub(crate) seccomp: Option<Filter>,
@@ -111,6 +113,7 @@ impl Workload {
             uid: user.uid(),
             gid: user.gid(),
             groups: user.additional_gids().clone().unwrap_or_default(),
+            rlimits: process.rlimits().clone().unwrap_or_default(),
             capabilities: CapabilitySets::new(process.capabilities().as_ref()),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             seccomp,
@@ -290,6 +293,7 @@ impl Workload {
                 missing.join(", ")
             )));
         }
+        limits::lower_rlimits(&self.rlimits)?;
         self.drop_bounding()?;
         // SAFETY: no memory is passed.
         check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })
