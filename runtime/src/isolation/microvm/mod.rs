@@ -406,7 +406,7 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
         .set_pids(None)
         .set_devices(None)
         .set_hugepage_limits(None);
-    if let Some(mut memory) = resources.memory().clone() {
+    if let Some(mut memory) = *resources.memory() {
         let raised = |limit: Option<i64>| match limit {
             Some(limit) if limit > 0 => Some(limit.saturating_add_unsigned(sizing::HOST_OVERHEAD)),
             unlimited => unlimited,
