@@ -95,8 +95,11 @@ fn host_hooks_run_in_order_and_are_told_the_state(fixture: &Fixture) -> Claim {
 }
 
 /// A script for a createContainer hook that leaves a file in the root named by the bundle it is told.
-const LEAVE_A_FILE: &str = r#"read -r state; bundle=${state#*\"bundle\":\"}; bundle=${bundle%%\"*};
-    root=$(tr -d ' \n' < "$bundle/config.json" | sed 's/.*"root":{\([^}]*\)}.*/\1/; s/.*"path":"\([^"]*\)".*/\1/');
+///
+/// With the shell's own words alone: where the hook runs there may be no other program.
+const LEAVE_A_FILE: &str = r#"read -r state; bundle=${state#*\"bundle\":\"}; bundle=${bundle%%\"*}; text=;
+    while read -r line || test -n "$line"; do text=$text$line; done < "$bundle/config.json";
+    root=${text#*\"root\":}; root=${root#*\"path\":}; root=${root#*\"}; root=${root%%\"*};
     case $root in /*) ;; *) root=$bundle/$root ;; esac; echo "created" > "$root/made-by-hook""#;
 
 fn create_container_hook_runs_before_the_root_is_entered(fixture: &Fixture) -> Claim {

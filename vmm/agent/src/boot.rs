@@ -119,6 +119,8 @@ pub fn set_up_root() -> Result<(), BootError> {
         "mode=0755",
     )?;
     mount_at("cgroup2", "sys/fs/cgroup", "cgroup2", closed, "")?;
+    // A new network namespace is to have a loopback device and no tunnel. Not every kernel knows how.
+    let _ = std::fs::write("proc/sys/net/core/fb_tunnels_only_for_init_net", "2");
     let moved = mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>);
     moved.map_err(|source| mount_error("the new root", "/", source))?;
     chroot(".").map_err(|errno| path_error("change the root to", NEW_ROOT, errno.into()))?;

@@ -37,6 +37,8 @@ pub(crate) struct Container {
     spec: Spec,
     engine: Engine,
     cgroup_path: PathBuf,
+    /// The bundle that hooks are told; made if there are any.
+    bundle: PathBuf,
 }
 
 /// What an operation gives: an encoded response.
@@ -57,6 +59,7 @@ impl Container {
             id: id.to_owned(),
             spec,
             engine: Engine::new(directory.join(id)),
+            bundle: directory.join(format!("{id}.bundle")),
             cgroup_path,
         })
     }
@@ -69,13 +72,14 @@ impl Container {
         if !self.has_namespace(LinuxNamespaceType::Network) {
             boot::bring_loopback_up().map_err(|error| internal(&error))?;
         }
-        let root = self.spec.root().as_ref().map(|root| root.path().as_path());
-        let bundle = root.and_then(Path::parent).unwrap_or(Path::new("/"));
+        if self.spec.hooks().is_some() {
+            self.write_bundle().map_err(|error| internal(&error))?;
+        }
         let cgroup = self.cgroup()?;
         let request = CreateRequest {
             id: &self.id,
             spec: &self.spec,
-            bundle,
+            bundle: &self.bundle,
             cgroup: &cgroup,
             stdio: stdio(io),
             preserve_fds: 0,
@@ -87,6 +91,15 @@ impl Container {
             .create(request)
             .map_err(|error| engine_failure(&error))?;
         Ok(started(created.pid))
+    }
+
+    /// Hooks are told a bundle and may look for its configuration there.
+    fn write_bundle(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.bundle)?;
+        std::fs::write(
+            self.bundle.join("config.json"),
+            serde_json::to_vec(&self.spec)?,
+        )
     }
 
     /// Lets the created container's init run.
@@ -196,6 +209,8 @@ impl Container {
     pub(crate) fn delete(&self) -> Encoded {
         let deleted = self.engine.delete(&self.cgroup()?);
         deleted.map_err(|error| engine_failure(&error))?;
+        // It is there only if the container has hooks.
+        let _ = std::fs::remove_dir_all(&self.bundle);
         Ok(empty())
     }
 

@@ -17,7 +17,7 @@ mod vmm_process;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use engine::cgroup::Cgroup;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::pipe2;
 use oci_spec::runtime::LinuxResources;
 use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
@@ -37,7 +37,7 @@ use protocol::{ClientError, Code, Method};
 use self::agent::{Agent, AgentError};
 use self::vmm_process::Orders;
 use super::{CreateContext, ExecRequest, Isolation, IsolationError, Model, Target};
-use crate::bundle::VmSection;
+use crate::bundle::{Bundle, VmSection};
 use crate::guest::Store;
 use crate::process::PidFd;
 use crate::signal::Signal;
@@ -168,12 +168,13 @@ impl Isolation for MicrovmModel {
                 .read(true)
                 .custom_flags(libc::O_NOCTTY)
                 .open(terminal)
+            && let Some(size) = terminal::size_of(device.as_fd())
         {
             let id = container.id.as_str().to_owned();
             let request = ResizeTerminalRequest {
                 id,
                 exec_id: String::new(),
-                size: terminal::size_of(device.as_fd()),
+                size: Some(size),
             };
             agent
                 .call::<ResizeTerminal>(&request)
@@ -343,17 +344,47 @@ fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
         vcpus: size.vcpus,
         memory: size.memory,
         rootfs: context.bundle.rootfs().to_owned(),
-        rootfs_read_only: context
-            .bundle
-            .spec()
-            .root()
-            .as_ref()
-            .and_then(|root| root.readonly())
-            .unwrap_or(false),
+        rootfs_read_only: is_read_only(context.bundle),
         volumes: guest_spec.volumes,
         spec: guest_spec.spec,
         console_socket: context.console_socket.map(Path::to_owned),
     })
+}
+
+/// Whether the host can refuse every write to the root. Where a mount point is missing the guest's engine has to make
+/// it first, as it does for a container; the root is then read-only in the guest alone.
+fn is_read_only(bundle: &Bundle) -> bool {
+    let asked = bundle
+        .spec()
+        .root()
+        .as_ref()
+        .and_then(|root| root.readonly())
+        .unwrap_or(false);
+    let Ok(root) = File::open(bundle.rootfs()) else {
+        return false;
+    };
+    // The root's links are the image's: none may lead out of it.
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let is_there = |path: &Path| match openat2(root.as_raw_fd(), path, how) {
+        Ok(fd) => {
+            // SAFETY: the kernel has just given us this descriptor; it is closed at once.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            true
+        }
+        Err(_) => false,
+    };
+    // What lies below another mount is made on that.
+    let mut mounted: Vec<&Path> = Vec::new();
+    for mount in bundle.spec().mounts().iter().flatten() {
+        let destination = mount.destination();
+        if !mounted.iter().any(|above| destination.starts_with(above)) && !is_there(destination) {
+            return false;
+        }
+        mounted.push(destination);
+    }
+    asked
 }
 
 /// Parts of the `vm` section that ask for a machine which is not ours to make.

@@ -145,12 +145,14 @@ impl Supervised<'_> {
     }
 
     fn resize(&self, agent: &mut Agent, terminal: &HostTerminal) -> Result<(), AgentError> {
-        let (id, exec_id) = (self.id.to_owned(), self.exec_id.to_owned());
+        let Some(size) = terminal.size() else {
+            return Ok(());
+        };
         agent
             .call::<ResizeTerminal>(&ResizeTerminalRequest {
-                id,
-                exec_id,
-                size: terminal.size(),
+                id: self.id.to_owned(),
+                exec_id: self.exec_id.to_owned(),
+                size: Some(size),
             })
             .map(drop)
     }

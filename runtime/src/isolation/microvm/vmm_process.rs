@@ -137,8 +137,10 @@ pub enum VmmError {
         devices: String,
     },
     /// The guest ended before its agent answered.
-    #[error("the guest did not boot: {exit}{console}")]
+    #[error("the guest did not boot the kernel {}: {exit}{console}", kernel.display())]
     NotBooted {
+        /// The kernel that was booted.
+        kernel: PathBuf,
         /// How it ended.
         exit: String,
         /// The end of its console's log.
@@ -506,7 +508,11 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
             VmExit::Reset if console.contains("panic") => "its kernel panicked".to_owned(),
             exit => exit.to_string(),
         };
-        return Err(VmmError::NotBooted { exit, console });
+        return Err(VmmError::NotBooted {
+            kernel: orders.kernel.clone(),
+            exit,
+            console,
+        });
     }
     Err(VmmError::Silent {
         kernel: orders.kernel.clone(),
