@@ -113,7 +113,8 @@ fn console_socket_gets_the_terminal(fixture: &Fixture) -> Claim {
         wait_with_limit(&mut child, LIMIT)?.success(),
         "run --detach failed"
     );
-    let shown = screen.read_until("11 22", LIMIT);
+    // With the line's end, so that what is typed comes behind it.
+    let shown = screen.read_until("11 22\r\n", LIMIT);
     ensure!(
         shown.contains("all terminals\r\n") && shown.contains("11 22"),
         "shown: {shown:?}"

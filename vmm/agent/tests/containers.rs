@@ -642,7 +642,9 @@ fn delete_leaves_nothing_behind() -> Outcomes<()> {
     for _ in 0..5 {
         once()?;
     }
-    assert_eq!((descriptors()?, entries()?), before);
+    // The agent may see the end of our first connections only after we have counted: fewer are no leak.
+    assert!(descriptors()? <= before.0, "descriptors have leaked");
+    assert_eq!(entries()?, before.1);
     let error = guest.call::<State>(&guest.container()).map(|_| ());
     assert_eq!(failure(error)?.code(), Code::NotFound);
     Ok(())
