@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
+use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::{Value, json};
 
 use crate::Entry;
+use crate::lifecycle::create;
 
 pub const CLAIMS: &[Entry] = &[
     (
@@ -122,7 +123,6 @@ fn start_container_hook_runs_inside_before_the_workload(fixture: &Fixture) -> Cl
     bundle.spec["hostname"] = json!("inside");
     bundle.args(&["/bin/cat", "/tmp/made-by-hook"]);
     let id = fixture.id("start-hook");
-    bundle.save()?;
     create(fixture, &bundle, &id)?;
     ensure!(
         !bundle.in_rootfs("tmp/made-by-hook").exists(),
@@ -134,23 +134,6 @@ fn start_container_hook_runs_inside_before_the_workload(fixture: &Fixture) -> Cl
         fs::read_to_string(bundle.in_rootfs("tmp/made-by-hook"))?,
         "inside\n",
         "what the hook wrote"
-    );
-    Ok(())
-}
-
-fn create(fixture: &Fixture, bundle: &Bundle, id: &str) -> Claim {
-    let log = fs::File::create(fixture.dir().join("create.log"))?;
-    let mut command = fixture.rt(&["create", "--bundle"]);
-    let status = command
-        .arg(bundle.dir())
-        .arg(id)
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .status()?;
-    ensure!(
-        status.success(),
-        "create: {}",
-        fs::read_to_string(fixture.dir().join("create.log"))?
     );
     Ok(())
 }
