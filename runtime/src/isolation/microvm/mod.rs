@@ -360,6 +360,9 @@ fn is_read_only(bundle: &Bundle) -> bool {
         .as_ref()
         .and_then(|root| root.readonly())
         .unwrap_or(false);
+    if !asked {
+        return false;
+    }
     let Ok(root) = File::open(bundle.rootfs()) else {
         return false;
     };
@@ -384,7 +387,7 @@ fn is_read_only(bundle: &Bundle) -> bool {
         }
         mounted.push(destination);
     }
-    asked
+    true
 }
 
 /// Parts of the `vm` section that ask for a machine which is not ours to make.
