@@ -18,23 +18,7 @@ pub mod process;
 pub mod signal;
 pub mod state;
 
-use std::error::Error;
-
-/// An error and its causes on one line, from the operation down to what the kernel said.
-pub fn error_chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Errors of foreign crates often print their cause themselves.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
+pub use engine::error_chain;
 
 #[cfg(test)]
 mod tests {

@@ -63,8 +63,9 @@ impl From<Error> for Failure {
     }
 }
 
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes on one line, from the operation down to what the kernel said. Errors of foreign crates often
+/// print their cause themselves: a text that ends with it does not get it twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
