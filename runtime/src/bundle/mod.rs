@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Box as ConsoleSize, Spec};
 use serde_json::Value;
 
 pub use vm::{HwConfig, VmHypervisor, VmImage, VmKernel, VmSection};
@@ -201,6 +201,15 @@ impl Bundle {
     pub fn with_cgroup_path(mut self, cgroup_path: &Path) -> Self {
         if let Some(linux) = self.spec.linux_mut() {
             linux.set_cgroups_path(Some(cgroup_path.to_owned()));
+        }
+        self
+    }
+
+    /// The same bundle with another `process.consoleSize`.
+    #[must_use]
+    pub fn with_console_size(mut self, size: ConsoleSize) -> Self {
+        if let Some(process) = self.spec.process_mut() {
+            process.set_console_size(Some(size));
         }
         self
     }

@@ -7,7 +7,7 @@ use crate::bundle::{Bundle, CONFIG_FILE};
 use crate::clock;
 use crate::id::ContainerId;
 use crate::isolation;
-use crate::lifecycle::{Console, CreateOptions, Created, Foreground};
+use crate::lifecycle::{Console, CreateOptions, Created, Foreground, console_size};
 
 #[derive(Debug, clap::Args)]
 struct Options {
@@ -129,7 +129,10 @@ fn create(
             "--systemd-cgroup: this runtime makes cgroups itself; set the client's cgroup manager to cgroupfs".into(),
         ));
     }
-    let bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
+    let mut bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
+    if let (Console::Ours, Some(size)) = (console, console_size()) {
+        bundle = bundle.with_console_size(size);
+    }
     let model = isolation::select(
         context.global.isolation,
         &bundle,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
 use super::{CliError, Context, parse_id};
-use crate::lifecycle::{Console, ExecOptions, Executed, Foreground};
+use crate::lifecycle::{Console, ExecOptions, Executed, Foreground, console_size};
 use crate::process::PidFd;
 
 /// Run another process in a container
@@ -108,7 +108,7 @@ impl ExecArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<u8, CliError> {
         let id = parse_id(&self.id)?;
         let lifecycle = &context.lifecycle;
-        let process = match &self.process {
+        let mut process = match &self.process {
             Some(path) => read_process(path)?,
             None => {
                 let spec = lifecycle.spec(&id)?;
@@ -129,6 +129,9 @@ impl ExecArgs {
             (None, false) if terminal => Console::Ours,
             (None, _) => Console::None,
         };
+        if let (Console::Ours, Some(size)) = (console, console_size()) {
+            process.set_console_size(Some(size));
+        }
         let options = ExecOptions {
             id: &id,
             process: &process,

@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, read, write};
+use oci_spec::runtime::{Box as ConsoleSize, BoxBuilder};
 
 use super::Error;
 use crate::process::PidFd;
@@ -47,6 +48,30 @@ impl Exit {
             Self::Signal(number) => u8::try_from(number.saturating_add(128)).unwrap_or(u8::MAX),
         }
     }
+}
+
+/// The size of our terminal, if standard input is one that has a size. A process that is to run on it is started with
+/// this size: one that came later could be too late for a program that asks at once.
+pub fn console_size() -> Option<ConsoleSize> {
+    let size = window_size().filter(|size| size.ws_row > 0 && size.ws_col > 0)?;
+    BoxBuilder::default()
+        .height(size.ws_row)
+        .width(size.ws_col)
+        .build()
+        .ok()
+}
+
+fn window_size() -> Option<Winsize> {
+    let stdin = io::stdin();
+    let mut size = Winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel fills in the structure, which lives until the call returns.
+    let read = unsafe { get_window_size(stdin.as_raw_fd(), &mut size) };
+    read.is_ok().then_some(size)
 }
 
 /// The signals of this process, held for a workload. Make it before anything is forked.
@@ -270,15 +295,7 @@ impl Relay {
 
     /// Gives the workload's terminal the size of ours, if we have one.
     fn copy_window_size(&self) {
-        let mut size = Winsize {
-            ws_row: 0,
-            ws_col: 0,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let stdin = io::stdin();
-        // SAFETY: the kernel fills in the structure, which lives until the call returns.
-        if stdin.is_terminal() && unsafe { get_window_size(stdin.as_raw_fd(), &mut size) }.is_ok() {
+        if let Some(size) = window_size() {
             // SAFETY: the kernel reads the structure, which lives until the call returns.
             let _ = unsafe { set_window_size(self.master.as_raw_fd(), &size) };
         }

@@ -18,7 +18,7 @@ use serde::Serialize;
 pub use create::{CreateOptions, Created};
 pub use error::Error;
 pub use exec::{ExecOptions, Executed};
-pub use foreground::{Exit, Foreground};
+pub use foreground::{Exit, Foreground, console_size};
 
 use crate::bundle;
 use crate::config::Config;
