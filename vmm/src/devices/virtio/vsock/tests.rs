@@ -496,9 +496,10 @@ fn ten_mebibytes_go_each_way_at_once() {
     });
     let mut got: Vec<u8> = Vec::new();
     let mut sent = 0;
-    let mut room = BUF_ALLOC as usize;
+    let mut forwarded = 0;
     let mut host_done = false;
     while sent < TOTAL || !host_done {
+        let room = BUF_ALLOC as usize - (sent - forwarded);
         let length = room.min(32 << 10).min(TOTAL - sent);
         if length > 0 {
             let data: Vec<u8> = (sent..sent + length).map(pattern).collect();
@@ -512,8 +513,7 @@ fn ten_mebibytes_go_each_way_at_once() {
         for (header, data) in harness.packets() {
             got.extend(&data);
             guest.fwd_cnt = u32::try_from(got.len()).unwrap();
-            let in_flight = u32::try_from(sent).unwrap().wrapping_sub(header.fwd_cnt);
-            room = (BUF_ALLOC - in_flight) as usize;
+            forwarded = header.fwd_cnt as usize;
             host_done |= header.op == Some(Op::Shutdown);
         }
         harness.send(&guest, Op::CreditUpdate, 0, &[]);
