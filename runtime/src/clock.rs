@@ -19,6 +19,23 @@ pub fn rfc3339(since_1970: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
 }
 
+/// As ps(1) writes it: the time of a day that is today, else the month and the day; UTC.
+pub fn short(since_1970: Duration, now: Duration) -> String {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let day = since_1970.as_secs() / 86_400;
+    if day == now.as_secs() / 86_400 {
+        let minutes = since_1970.as_secs() / 60;
+        return format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60);
+    }
+    let (_, month, day) = date(day);
+    let month = usize::try_from(month - 1)
+        .ok()
+        .and_then(|month| MONTHS.get(month));
+    format!("{}{day:02}", month.copied().unwrap_or_default())
+}
+
 /// The civil date of a day counted from 1970-01-01, in the Gregorian calendar: eras of 400 years that begin in March,
 /// so that the leap day is the last one.
 fn date(days: u64) -> (u64, u64, u64) {

@@ -305,7 +305,7 @@ fn ps_shows_the_workload(fixture: &Fixture) -> Claim {
     wait_for_log(fixture, &id, "up")?;
     let table = fixture.call(&["ps", &id])?.success()?.stdout;
     ensure!(
-        table.starts_with("UID") && table.contains("sleep 12345"),
+        table.starts_with("UID") && table.contains("sleep 12345") && table.contains("\nroot "),
         "table: {table}"
     );
     let pids: Vec<i64> = serde_json::from_str(

@@ -37,7 +37,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 pub use cgroup::Cgroup;
 pub use error::Error;
-pub use processes::{ProcessInfo, process, processes, start_time};
+pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
 pub use spec::validate;
 pub use stdio::Stdio;

@@ -9,6 +9,7 @@ mod exec;
 mod features;
 mod list;
 mod log;
+mod ps;
 mod spec;
 
 use std::ffi::OsString;
@@ -77,7 +78,7 @@ enum Command {
     Delete(control::DeleteArgs),
     List(list::ListArgs),
     Exec(exec::ExecArgs),
-    Ps(list::PsArgs),
+    Ps(ps::PsArgs),
     Pause(control::PauseArgs),
     Resume(control::ResumeArgs),
     Update(control::UpdateArgs),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use engine::cgroup::Cgroup;
-use engine::{CreateRequest, Engine, Stdio};
+use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
@@ -174,10 +174,7 @@ impl Isolation for ContainerModel {
             .map_err(IsolationError::failed)
     }
 
-    fn processes(&self, container: &Target<'_>) -> Result<Vec<i32>, IsolationError> {
-        let pids = cgroup_of(container)?
-            .pids()
-            .map_err(IsolationError::failed)?;
-        Ok(pids.into_iter().map(Pid::as_raw).collect())
+    fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
+        engine::processes(&cgroup_of(container)?).map_err(IsolationError::failed)
     }
 }

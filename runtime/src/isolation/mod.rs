@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use engine::ProcessInfo;
 use oci_spec::runtime::{LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
@@ -277,11 +278,11 @@ pub trait Isolation: Sync {
         resources: &LinuxResources,
     ) -> Result<(), IsolationError>;
 
-    /// The pids of the container's processes: the host's for the container model, the guest's for a microVM.
+    /// The container's processes. Their pids are the host's for the container model, the guest's for a microVM.
     ///
     /// # Errors
     /// They could not be read.
-    fn processes(&self, container: &Target<'_>) -> Result<Vec<i32>, IsolationError>;
+    fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError>;
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod foreground;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use engine::ProcessInfo;
 use engine::hooks::{self, Kind};
 use oci_spec::runtime::{Hook, LinuxResources};
 use serde::Serialize;
@@ -360,11 +361,11 @@ impl Lifecycle {
         Ok(isolation.update(&self.target(container.record(), container.dir()), resources)?)
     }
 
-    /// The pids of a container's processes: the host's for the container model, the guest's for a microVM.
+    /// A container's processes. Their pids are the host's for the container model, the guest's for a microVM.
     ///
     /// # Errors
     /// They could not be read.
-    pub fn processes(&self, id: &ContainerId) -> Result<Vec<i32>, Error> {
+    pub fn processes(&self, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
         let record = self.store.load(id)?;
         if record.live_pid().is_none() {
             return Ok(Vec::new());

@@ -5,12 +5,11 @@
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use engine::{Cgroup, CreateRequest, Engine, Stdio};
 use nix::sys::signal::Signal;
-use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use prost::Message;
 use protocol::message::{
@@ -144,14 +143,15 @@ impl Container {
     /// Lists the processes.
     pub(crate) fn processes(&self) -> Encoded {
         let infos = engine::processes(&self.cgroup()?).map_err(|error| internal(&error))?;
-        let clock = Clock::read();
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let process = |info: engine::ProcessInfo| Process {
             pid: info.pid.unsigned_abs(),
-            parent: info.ppid.unsigned_abs(),
+            parent: info.parent.unsigned_abs(),
             uid: info.uid,
-            cpu_millis: clock.millis(info.cpu_ticks),
-            started_millis: clock.boot_millis.saturating_add(clock.millis(info.start)),
-            command: info.command.join(" "),
+            cpu_millis: millis(info.cpu),
+            started_millis: millis(info.started),
+            command: info.command,
+            terminal: info.terminal,
         };
         let processes = infos.into_iter().map(process).collect();
         Ok(ProcessesResponse { processes }.encode_to_vec())
@@ -228,36 +228,6 @@ impl Container {
             .into_iter()
             .flatten()
             .any(|namespace| namespace.typ() == kind)
-    }
-}
-
-/// What turns the kernel's ticks since boot into milliseconds.
-struct Clock {
-    ticks_a_second: u64,
-    boot_millis: u64,
-}
-
-impl Clock {
-    fn read() -> Self {
-        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
-        let ticks_a_second = ticks
-            .and_then(|ticks| u64::try_from(ticks).ok())
-            .filter(|&ticks| ticks > 0);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let uptime = clock_gettime(ClockId::CLOCK_BOOTTIME)
-            .map(Into::into)
-            .unwrap_or_default();
-        let boot_millis = u64::try_from(now.saturating_sub(uptime).as_millis()).unwrap_or(0);
-        Self {
-            ticks_a_second: ticks_a_second.unwrap_or(100),
-            boot_millis,
-        }
-    }
-
-    fn millis(&self, ticks: u64) -> u64 {
-        ticks.saturating_mul(1000) / self.ticks_a_second
     }
 }
 

@@ -211,7 +211,7 @@ pub struct Process {
     /// The parent's pid in the guest.
     #[prost(uint32, tag = "2")]
     pub parent: u32,
-    /// The real user id.
+    /// The effective user id.
     #[prost(uint32, tag = "3")]
     pub uid: u32,
     /// Milliseconds of CPU time used, in user and kernel mode.
@@ -223,6 +223,9 @@ pub struct Process {
     /// Its arguments, joined by spaces; its name in brackets if it has none.
     #[prost(string, tag = "6")]
     pub command: String,
+    /// The device number of its terminal, as proc(5) packs it; 0 is none.
+    #[prost(uint32, tag = "7")]
+    pub terminal: u32,
 }
 
 /// The resource use of a container.

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use engine::ProcessInfo;
 use engine::cgroup::Cgroup;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::pipe2;
@@ -286,12 +287,22 @@ impl Isolation for MicrovmModel {
         call::<Update>(container, &UpdateRequest { id, resources_json }).map(drop)
     }
 
-    fn processes(&self, container: &Target<'_>) -> Result<Vec<i32>, IsolationError> {
+    fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
         let response = call::<Processes>(container, &name(container))?;
         Ok(response
             .processes
-            .iter()
-            .filter_map(|process| i32::try_from(process.pid).ok())
+            .into_iter()
+            .filter_map(|process| {
+                Some(ProcessInfo {
+                    pid: i32::try_from(process.pid).ok()?,
+                    parent: i32::try_from(process.parent).ok()?,
+                    uid: process.uid,
+                    terminal: process.terminal,
+                    cpu: Duration::from_millis(process.cpu_millis),
+                    started: Duration::from_millis(process.started_millis),
+                    command: process.command,
+                })
+            })
             .collect())
     }
 }
