@@ -4,13 +4,17 @@
 //! trusted.
 
 use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::io_apic::{Lines, Message};
 use crate::layout;
 use crate::memory::Memory;
 
@@ -110,7 +114,7 @@ impl Hypervisor {
             return Err(KvmError::ApiVersion { found });
         }
         for (cap, name) in [
-            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
             (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
@@ -188,15 +192,21 @@ pub(crate) fn register_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError
     Ok(())
 }
 
-/// Gives the machine its interrupt controllers, in the kernel: an interrupt, an acknowledge or a
-/// timer never leaves to user space. There is no PIT; ACPI tells the guest so.
-pub(crate) fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
+/// Gives the machine its local APICs, in the kernel: an interrupt, an acknowledge or a timer never
+/// leaves to user space. The I/O APIC with its `pins` is ours; there is no PIC and no PIT, as ACPI
+/// tells the guest.
+pub(crate) fn create_interrupt_controllers(vm: &VmFd, pins: u8) -> Result<(), KvmError> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(KvmError::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(KvmError::ioctl("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip()
-        .map_err(KvmError::ioctl("KVM_CREATE_IRQCHIP"))?;
+    let local = kvm_enable_cap {
+        cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP,
+        args: [pins.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&local)
+        .map_err(KvmError::ioctl("KVM_ENABLE_CAP (KVM_CAP_SPLIT_IRQCHIP)"))?;
     let no_pmu = kvm_enable_cap {
         cap: kvm_bindings::KVM_CAP_PMU_CAPABILITY,
         args: [KVM_PMU_CAP_DISABLE, 0, 0, 0],
@@ -207,6 +217,37 @@ pub(crate) fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
         tracing::debug!(%errno, "KVM_CAP_PMU_CAPABILITY is not there");
     }
     Ok(())
+}
+
+impl Lines for Arc<VmFd> {
+    fn route(&self, messages: &[(u32, Message)]) -> io::Result<()> {
+        let entries: Vec<_> = messages
+            .iter()
+            .map(|&(pin, message)| {
+                let mut entry = kvm_irq_routing_entry {
+                    gsi: pin,
+                    type_: KVM_IRQ_ROUTING_MSI,
+                    ..Default::default()
+                };
+                entry.u.msi.address_lo = message.address;
+                entry.u.msi.data = message.data;
+                entry
+            })
+            .collect();
+        let routing = KvmIrqRouting::from_entries(&entries).map_err(io::Error::other)?;
+        self.set_gsi_routing(&routing)
+            .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+    }
+
+    fn connect(&self, line: &EventFd, pin: u32) -> io::Result<()> {
+        self.register_irqfd(line, pin)
+            .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+    }
+
+    fn disconnect(&self, line: &EventFd, pin: u32) -> io::Result<()> {
+        self.unregister_irqfd(line, pin)
+            .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+    }
 }
 
 /// Makes vCPU number `index`.

@@ -37,8 +37,8 @@ pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// The interrupt line of the first virtio-mmio device; each following one has the next.
 pub const VIRTIO_GSI_BASE: u32 = 5;
-/// How many virtio-mmio devices there are interrupt lines for on the I/O APIC.
-pub const VIRTIO_MMIO_MAX: u32 = 24 - VIRTIO_GSI_BASE;
+/// The most virtio-mmio devices. The I/O APIC has no more pins than there are lines.
+pub const VIRTIO_MMIO_MAX: u32 = 32;
 
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;

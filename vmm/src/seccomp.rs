@@ -78,7 +78,9 @@ type Table = &'static [(i64, When)];
 
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 const AF_UNIX: u32 = libc::AF_UNIX as u32;
-/// `KVM_RUN` and `KVM_GET_REGS` of the kernel's `uapi/linux/kvm.h`.
+/// Requests of the kernel's `uapi/linux/kvm.h`.
+const KVM_IRQFD: u32 = 0x4020_ae76;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 
@@ -112,8 +114,10 @@ const EVERY: Table = &[
     (libc::SYS_writev, Always),
 ];
 
-/// Beside [`EVERY`]: entering the guest.
+/// Beside [`EVERY`]: entering the guest, and leading its interrupts where it says.
 const VCPU: Table = &[
+    (libc::SYS_ioctl, Is(1, KVM_IRQFD)),
+    (libc::SYS_ioctl, Is(1, KVM_SET_GSI_ROUTING)),
     (libc::SYS_ioctl, Is(1, KVM_RUN)),
     (libc::SYS_ioctl, Is(1, KVM_GET_REGS)),
 ];

@@ -22,6 +22,7 @@ use crate::boot::{self, Boot, BootError, Entry};
 use crate::config::{SharedDirectory, VmConfig, VsockConfig};
 use crate::cpuid;
 use crate::devices::bus::{Bus, BusDevice, BusError};
+use crate::devices::io_apic::{self, IoApic};
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::fs::{Fs, FsError};
@@ -131,7 +132,7 @@ struct Parts {
     entry: Entry,
     vsock: Option<VsockHandle>,
     /// The irqfds and ioeventfds belong to it.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     _memory: Memory,
 }
 
@@ -154,7 +155,15 @@ impl Vm {
         let memory = Memory::new(config.memory)?;
         let vm = hypervisor.create_vm()?;
         kvm::register_memory(&vm, &memory)?;
-        kvm::create_interrupt_controllers(&vm)?;
+        let vm = Arc::new(vm);
+        let devices =
+            usize::from(config.rng) + usize::from(config.vsock.is_some()) + config.shares.len();
+        let devices = u32::try_from(devices)
+            .ok()
+            .filter(|&n| n <= layout::VIRTIO_MMIO_MAX);
+        // At most 37.
+        let pins = (layout::VIRTIO_GSI_BASE + devices.ok_or(Error::TooManyDevices)?) as u8;
+        kvm::create_interrupt_controllers(&vm, pins)?;
 
         let policy = config.seccomp;
         let hook = ThreadHook::new(move |kind| {
@@ -164,7 +173,7 @@ impl Vm {
             };
             Ok(seccomp::confine(thread, policy)?)
         });
-        let mut board = Board::new(&vm)?;
+        let mut board = Board::new(&vm, pins)?;
         let console = ConsoleTail::default();
         let command_line = config.kernel_command_line();
         let serial = board.add_serial(config.console, console.clone())?;
@@ -202,7 +211,7 @@ impl Vm {
         let entry = boot::load(&memory, &boot)?;
         vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
 
-        let shared = board.finish();
+        let shared = board.finish()?;
         let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus, entry)?;
         let stats = vcpus.iter().filter_map(VcpuStats::open).collect();
         let parts = Parts {
@@ -315,6 +324,7 @@ fn create_vcpus(
 /// The machine's devices while they are put together.
 struct Board<'a> {
     vm: &'a VmFd,
+    io_apic: IoApic<Arc<VmFd>>,
     ports: Bus,
     mmio: Bus,
     latch: Arc<ExitLatch>,
@@ -322,8 +332,8 @@ struct Board<'a> {
 }
 
 impl<'a> Board<'a> {
-    /// A board with the power registers.
-    fn new(vm: &'a VmFd) -> Result<Self, Error> {
+    /// A board with the power registers and that many interrupt lines.
+    fn new(vm: &'a Arc<VmFd>, pins: u8) -> Result<Self, Error> {
         let latch = ExitLatch::new().map_err(Error::host("making an event"))?;
         let latch = Arc::new(latch);
         let mut ports = Bus::new();
@@ -335,6 +345,7 @@ impl<'a> Board<'a> {
         ports.insert("i8042", base, 1, share(keyboard))?;
         Ok(Self {
             vm,
+            io_apic: IoApic::new(pins, Arc::clone(vm)),
             ports,
             mmio: Bus::new(),
             latch,
@@ -364,10 +375,8 @@ impl<'a> Board<'a> {
         memory: &Memory,
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), Error> {
+        // There is a pin for each.
         let index = self.described.len() as u32;
-        if index >= layout::VIRTIO_MMIO_MAX {
-            return Err(Error::TooManyDevices);
-        }
         let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
         let gsi = layout::VIRTIO_GSI_BASE + index;
         let ram = Arc::clone(memory.ram());
@@ -389,24 +398,30 @@ impl<'a> Board<'a> {
     }
 
     /// An event that raises the interrupt line `gsi`.
-    fn interrupt(&self, gsi: u32) -> Result<EventFd, Error> {
+    fn interrupt(&mut self, gsi: u32) -> Result<EventFd, Error> {
         let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
             .map_err(Error::host("making an interrupt event"))?;
-        self.vm
-            .register_irqfd(&event, gsi)
-            .map_err(KvmError::ioctl("KVM_IRQFD"))?;
+        let line = event
+            .try_clone()
+            .map_err(Error::host("making an interrupt event"))?;
+        if !self.io_apic.attach(gsi, line) {
+            return Err(Error::TooManyDevices);
+        }
         Ok(event)
     }
 
-    fn finish(self) -> Arc<Shared> {
-        Arc::new(Shared {
+    fn finish(mut self) -> Result<Arc<Shared>, Error> {
+        let base = layout::IO_APIC.into();
+        self.mmio
+            .insert("io-apic", base, io_apic::SIZE, share(self.io_apic))?;
+        Ok(Arc::new(Shared {
             ports: self.ports,
             mmio: self.mmio,
             latch: self.latch,
             stop: AtomicBool::new(false),
             first_entry: OnceLock::new(),
             user_exits: AtomicU64::new(0),
-        })
+        }))
     }
 }
 

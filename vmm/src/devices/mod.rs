@@ -4,6 +4,7 @@
 //! offset, a length or a register value may be anything, and none may panic the process.
 
 pub mod bus;
+pub(crate) mod io_apic;
 pub(crate) mod power;
 pub(crate) mod serial;
 pub mod virtio;
