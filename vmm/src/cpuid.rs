@@ -17,6 +17,9 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001 ECX: SVM, the virtualisation of AMD.
 const SVM: u32 = 1 << 2;
+/// Leaf 1 EDX, and leaf 0x8000_0001 EDX on AMD: memory type range registers. All RAM is write-back
+/// and a kernel reads some 30 of them three times over, each time leaving the guest.
+const MTRR: u32 = 1 << 12;
 /// Leaf 0x8000_0001 ECX: "core multi-processing legacy mode", AMD's sign of several cores.
 const CMP_LEGACY: u32 = 1 << 1;
 /// Leaf 0x8000_0001 ECX: AMD's performance counters.
@@ -47,7 +50,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u8, count: u8, tsc_deadline: bool)
             if tsc_deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
-            entry.edx &= !HTT;
+            entry.edx &= !(HTT | MTRR);
             if count > 1 {
                 entry.edx |= HTT;
             }
@@ -74,6 +77,7 @@ fn adapt(entry: &mut kvm_cpuid_entry2, index: u8, count: u8, tsc_deadline: bool)
         }
         0x8000_0001 => {
             entry.ecx &= !(SVM | PERFCTR | CMP_LEGACY);
+            entry.edx &= !MTRR;
             if count > 1 {
                 entry.ecx |= CMP_LEGACY;
             }
