@@ -61,6 +61,8 @@ pub struct MicrovmConfig {
     pub vcpus: u32,
     /// Guest memory in MiB where the bundle does not say.
     pub memory_mib: u64,
+    /// How long a guest may take from its first instruction to its agent's first word, in seconds.
+    pub boot_limit_seconds: u16,
 }
 
 impl Default for Config {
@@ -81,6 +83,7 @@ impl Default for MicrovmConfig {
             agent: None,
             vcpus: 1,
             memory_mib: 256,
+            boot_limit_seconds: 60,
         }
     }
 }

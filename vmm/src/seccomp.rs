@@ -35,6 +35,8 @@ pub enum Thread {
     Fs,
     /// Serves the guest's sockets.
     Vsock,
+    /// Carries a stream between two descriptors.
+    Relay,
     /// The caller's own: starts, waits, relays bytes, ends. It is the caller that applies it.
     Main,
 }
@@ -204,6 +206,9 @@ const VSOCK: Table = &[
     (libc::SYS_socketpair, Is(0, AF_UNIX)),
 ];
 
+/// Beside [`EVERY`]: telling the other side that a stream has ended.
+const RELAY: Table = &[(libc::SYS_shutdown, Always)];
+
 /// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals.
 const MAIN: Table = &[
     (libc::SYS_clock_nanosleep, Always),
@@ -233,6 +238,7 @@ const MAIN: Table = &[
     (libc::SYS_pread64, Always),
     (libc::SYS_prlimit64, Always),
     (libc::SYS_pwrite64, Always),
+    (libc::SYS_prctl, Is(0, libc::PR_SET_PDEATHSIG as u32)),
     (libc::SYS_rt_sigtimedwait, Always),
     (libc::SYS_sched_getaffinity, Always),
     (libc::SYS_setsockopt, Always),
@@ -253,6 +259,7 @@ impl Thread {
             Self::Vcpu => &[EVERY, VCPU],
             Self::Fs => &[EVERY, FS],
             Self::Vsock => &[EVERY, VSOCK],
+            Self::Relay => &[EVERY, RELAY],
             Self::Main => &[EVERY, VSOCK, MAIN],
         }
     }
@@ -337,7 +344,13 @@ mod tests {
         }
     }
 
-    const ALL: [Thread; 4] = [Thread::Vcpu, Thread::Fs, Thread::Vsock, Thread::Main];
+    const ALL: [Thread; 5] = [
+        Thread::Vcpu,
+        Thread::Fs,
+        Thread::Vsock,
+        Thread::Relay,
+        Thread::Main,
+    ];
 
     #[test]
     fn every_thread_may_do_what_it_needs() {

@@ -34,6 +34,7 @@ use protocol::method::{
     Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, Update,
 };
 use protocol::{ClientError, Code, Method};
+use vmm::seccomp::Policy;
 
 use self::agent::{Agent, AgentError};
 use self::vmm_process::Orders;
@@ -44,6 +45,9 @@ use crate::process::PidFd;
 use crate::signal::Signal;
 
 pub use vmm_process::{VmmArgs, run};
+
+/// What happens to a thread that serves a guest and asks the host's kernel for more than it needs.
+const CONFINEMENT: Policy = Policy::Enforce;
 
 /// The model's directory in a container's.
 const VM_DIR: &str = "vm";
@@ -354,6 +358,7 @@ fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
             .unwrap_or_default(),
         vcpus: size.vcpus,
         memory: size.memory,
+        boot_limit: Duration::from_secs(config.boot_limit_seconds.max(1).into()),
         rootfs: context.bundle.rootfs().to_owned(),
         rootfs_read_only: is_read_only(context.bundle),
         volumes: guest_spec.volumes,

@@ -1,18 +1,21 @@
 //! The standard streams of a process in the guest, carried between our own descriptors and the guest's agent.
 //!
 //! One thread a direction, which blocks: a reader or writer that stalls on the host holds up only its own stream, and
-//! through the stream's flow control the process behind it. Bytes are not looked at. The descriptors stay in blocking
-//! mode, since they are shared with whoever gave them to us.
+//! through the stream's flow control the process behind it. Bytes are not looked at, and a thread can do nothing but
+//! pass them on. The descriptors stay in blocking mode, since they are shared with whoever gave them to us.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use protocol::{STDIO_PORT, StdioHeader, message};
+use vmm::seccomp::{self, Thread};
 
+use super::CONFINEMENT;
 use super::terminal::HostTerminal;
 
 /// Bytes moved at a time; also what a Linux pipe holds.
@@ -130,31 +133,36 @@ fn token() -> io::Result<u64> {
 }
 
 /// The process's input has ended.
-fn hang_up(stream: &OwnedFd) {
-    if let Ok(stream) = stream.try_clone() {
-        let _ = UnixStream::from(stream).shutdown(Shutdown::Write);
-    }
+fn hang_up(stream: &File) {
+    // Fails only if the other end is gone already.
+    let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
 }
 
 /// Our own descriptors are closed when we end.
-fn leave_open(_: &OwnedFd) {}
+fn leave_open(_: &File) {}
 
+/// Starts a thread that copies; it is confined when this returns.
 fn copy(
     name: &str,
     from: impl Into<OwnedFd>,
     to: impl Into<OwnedFd>,
-    at_end: fn(&OwnedFd),
+    at_end: fn(&File),
 ) -> io::Result<JoinHandle<()>> {
-    let (mut from, to) = (File::from(from.into()), to.into());
-    thread::Builder::new()
+    let (mut from, mut to) = (File::from(from.into()), File::from(to.into()));
+    let (report, confined) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new()
         .name(name.to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            if let Ok(writer) = to.try_clone() {
-                copy_until_end(&mut from, &mut File::from(writer));
+            let result = seccomp::confine(Thread::Relay, CONFINEMENT);
+            let ready = result.is_ok();
+            if report.send(result).is_ok() && ready {
+                copy_until_end(&mut from, &mut to);
+                at_end(&to);
             }
-            at_end(&to);
-        })
+        })?;
+    confined.recv().map_err(io::Error::other)??;
+    Ok(thread)
 }
 
 /// Copies until the reader's end. When nobody reads any more, goes on reading and drops the bytes, so that the writer

@@ -25,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::vsock::GuestCid;
-use vmm::seccomp::Policy;
+use vmm::seccomp::{self, SeccompError, Thread};
 use vmm::{RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 
+use super::CONFINEMENT;
 use super::agent::{Agent, AgentError, VSOCK};
 use super::guest_spec::{Network, Volume};
 use super::relay::Relay;
@@ -48,9 +49,6 @@ pub const TERMINAL: &str = "terminal";
 
 /// What the boot took, in the container's `vm` directory.
 const BOOT_NOTES: &str = "boot.json";
-
-/// How long a guest may take from its first instruction to its agent's first word.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The most bytes of a guest's console that are kept on the host.
 const CONSOLE_LIMIT: u64 = 1 << 20;
@@ -80,6 +78,8 @@ pub struct Orders {
     pub vcpus: u8,
     /// Bytes of guest memory.
     pub memory: u64,
+    /// How long the guest may take from its first instruction to its agent's first word.
+    pub boot_limit: Duration,
     /// The container's root on the host.
     pub rootfs: PathBuf,
     /// Whether the guest may not write to it.
@@ -149,15 +149,20 @@ pub enum VmmError {
     /// The guest runs and its agent says nothing.
     #[error(
         "the guest's agent did not answer within {} s: is {} an rt guest kernel with virtio-mmio and vsock?{console}",
-        BOOT_LIMIT.as_secs(),
+        limit.as_secs(),
         kernel.display()
     )]
     Silent {
+        /// How long it was waited for.
+        limit: Duration,
         /// The kernel that was booted.
         kernel: PathBuf,
         /// The end of its console's log.
         console: String,
     },
+    /// This thread could not be confined.
+    #[error(transparent)]
+    Confine(#[from] SeccompError),
     /// The agent's first word makes no sense, or is of another version.
     #[error(transparent)]
     Hello(ClientError),
@@ -270,13 +275,15 @@ impl Machine {
         let (agent_at, exits_to_agent) = (Instant::now(), vm.exits());
         let mut stream = hello.accept().map_err(io_error("hear the guest's agent"))?;
         stream
-            .set_read_timeout(Some(BOOT_LIMIT))
+            .set_read_timeout(Some(orders.boot_limit))
             .map_err(io_error("limit the agent's time"))?;
         read_hello(&mut stream).map_err(VmmError::Hello)?;
 
         let connect = |port| vsock.connect(port);
         let relay = Relay::start(connect, terminal.as_ref())
             .map_err(io_error("connect the standard streams"))?;
+        // The relay's threads were the last to be started.
+        seccomp::confine(Thread::Main, CONFINEMENT)?;
         let to_agent = || connect(RPC_PORT).map_err(io_error("connect to the guest's agent"));
         let mut agent = Agent::over(to_agent()?).map_err(io_error("limit the agent's time"))?;
         agent.call::<CreateContainer>(&CreateContainerRequest {
@@ -421,7 +428,7 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),
         }),
         shares: shared_directories(orders, shares)?,
-        seccomp: Policy::Off,
+        seccomp: CONFINEMENT,
     })
 }
 
@@ -486,7 +493,7 @@ fn exit_event(vm: &RunningVm) -> BorrowedFd<'_> {
 
 /// Waits for the agent's connection, the machine's end, or the end of patience.
 fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Result<(), VmmError> {
-    let timeout = PollTimeout::try_from(BOOT_LIMIT).unwrap_or(PollTimeout::MAX);
+    let timeout = PollTimeout::try_from(orders.boot_limit).unwrap_or(PollTimeout::MAX);
     let (heard, ended) = loop {
         let mut fds = [
             PollFd::new(hello, PollFlags::POLLIN),
@@ -515,6 +522,7 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
         });
     }
     Err(VmmError::Silent {
+        limit: orders.boot_limit,
         kernel: orders.kernel.clone(),
         console,
     })
