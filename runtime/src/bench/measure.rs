@@ -1,7 +1,7 @@
 //! One command, measured from outside: its time, its processor time, its memory; and the memory of a process that runs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub struct Usage {
     /// From its start to its end.
     pub wall: Duration,
+    /// From its start to the first byte that it or a process of its wrote, if that was listened for.
+    pub first_output: Option<Duration>,
     /// Processor time of it and of all descendants that were waited for.
     pub cpu: Duration,
     /// The largest resident set of any one of them, in KiB.
@@ -21,14 +23,27 @@ pub struct Usage {
 /// # Errors
 /// It cannot be started, or does not succeed; then its standard error is in the text.
 pub fn run(command: &mut Command) -> io::Result<Usage> {
+    measure(command.stdout(Stdio::null()))
+}
+
+/// As [`run`], and notes when the command's standard output begins.
+///
+/// # Errors
+/// As [`run`]'s.
+pub fn run_to_output(command: &mut Command) -> io::Result<Usage> {
+    measure(command.stdout(Stdio::piped()))
+}
+
+fn measure(command: &mut Command) -> io::Result<Usage> {
     // A file: a pipe that a detached container inherits would never end.
     let mut errors = tempfile::tempfile()?;
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(errors.try_clone()?);
+    command.stdin(Stdio::null()).stderr(errors.try_clone()?);
     let begin = Instant::now();
-    let child = command.spawn()?;
+    let mut child = command.spawn()?;
+    let first_output = match child.stdout.take() {
+        Some(mut output) => (output.read(&mut [0])? > 0).then(|| begin.elapsed()),
+        None => None,
+    };
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let mut status = 0;
     // SAFETY: all bytes zero are a valid rusage.
@@ -47,8 +62,8 @@ pub fn run(command: &mut Command) -> io::Result<Usage> {
     let wall = begin.elapsed();
     if status != 0 {
         let mut text = String::new();
-        io::Seek::rewind(&mut errors)?;
-        io::Read::read_to_string(&mut errors, &mut text)?;
+        errors.rewind()?;
+        errors.read_to_string(&mut text)?;
         let status = std::os::unix::process::ExitStatusExt::from_raw(status);
         let status: std::process::ExitStatus = status;
         return Err(io::Error::other(format!("{status}: {}", text.trim())));
@@ -56,6 +71,7 @@ pub fn run(command: &mut Command) -> io::Result<Usage> {
     let cpu = duration(usage.ru_utime) + duration(usage.ru_stime);
     Ok(Usage {
         wall,
+        first_output,
         cpu,
         peak_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
     })
@@ -133,6 +149,9 @@ mod tests {
             usage.wall > Duration::ZERO && usage.peak_kib > 100,
             "{usage:?}"
         );
+        assert_eq!(usage.first_output, None);
+        let usage = run_to_output(Command::new("/bin/sh").args(["-c", "echo first; :"])).unwrap();
+        assert!(usage.first_output.is_some_and(|first| first <= usage.wall));
         let error =
             run(Command::new("/bin/sh").args(["-c", "echo reason >&2; exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "exit status: 3: reason");

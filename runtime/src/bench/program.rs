@@ -1,7 +1,12 @@
 //! The smallest programs that a container can run: what is measured is then the runtime, not the workload.
 
-/// `exit(0)`.
-const EXIT: &[u8] = &[
+/// `write(1, …, 1); exit(0)`: the byte shows when the program began.
+const WRITE_AND_EXIT: &[u8] = &[
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0xbf, 0x01, 0x00, 0x00, 0x00, // mov edi, 1
+    0xbe, 0x00, 0x00, 0x40, 0x00, // mov esi, the file's begin in memory
+    0xba, 0x01, 0x00, 0x00, 0x00, // mov edx, 1
+    0x0f, 0x05, // syscall
     0xb8, 0x3c, 0x00, 0x00, 0x00, // mov eax, 60
     0x31, 0xff, // xor edi, edi
     0x0f, 0x05, // syscall
@@ -14,9 +19,9 @@ const PAUSE: &[u8] = &[
     0xeb, 0xf7, // jmp to the begin
 ];
 
-/// A program that succeeds at once, as a static x86-64 executable.
+/// A program that writes a byte and succeeds, as a static x86-64 executable.
 pub fn succeed() -> Vec<u8> {
-    executable(EXIT)
+    executable(WRITE_AND_EXIT)
 }
 
 /// A program that waits for a signal for ever.
@@ -70,7 +75,8 @@ mod tests {
     #[test]
     fn one_succeeds_and_the_other_waits() {
         let (_dir, path) = install(&succeed());
-        assert!(Command::new(path).status().unwrap().success());
+        let output = Command::new(path).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() == 1);
         let (_dir, path) = install(&wait());
         let mut child = Command::new(path).spawn().unwrap();
         assert!(child.try_wait().unwrap().is_none());

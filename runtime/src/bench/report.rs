@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 pub enum Metric {
     /// `run` of a program that ends at once, wall time.
     Run,
+    /// The same, to the first byte that the program writes.
+    Workload,
     /// The same, processor time of everybody waited for.
     RunCpu,
     /// The same, the largest resident set of one process.
@@ -37,8 +39,9 @@ pub enum Metric {
 }
 
 impl Metric {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Run,
+        Self::Workload,
         Self::RunCpu,
         Self::RunPeak,
         Self::CreateToStart,
@@ -57,6 +60,7 @@ impl Metric {
     fn key(self) -> &'static str {
         match self {
             Self::Run => "run_ms",
+            Self::Workload => "run_to_workload_ms",
             Self::RunCpu => "run_cpu_ms",
             Self::RunPeak => "run_peak_mib",
             Self::CreateToStart => "create_to_start_ms",
