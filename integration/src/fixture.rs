@@ -157,7 +157,15 @@ impl Fixture {
         args: &[S],
         input: Vec<u8>,
     ) -> io::Result<Outcome> {
-        finish(&mut self.rt(args), Some(input))
+        self.complete(self.rt(args), input)
+    }
+
+    /// Runs a command of [`Fixture::rt`] with bytes on its stdin to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started or takes too long.
+    pub fn complete(&self, mut command: Command, input: Vec<u8>) -> io::Result<Outcome> {
+        finish(&mut command, Some(input))
     }
 
     /// A new bundle with the default configuration of `rt spec`.

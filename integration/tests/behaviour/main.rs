@@ -12,6 +12,7 @@ mod hooks;
 mod identity;
 mod leftovers;
 mod lifecycle;
+mod microvm;
 mod microvm_failures;
 mod process;
 mod restrictions;
@@ -27,13 +28,6 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A claim: its name, and the function that fails when it does not hold.
 type Entry = (&'static str, fn(&Fixture) -> Claim);
-
-/// Claims that do not hold yet, with the model and what is missing: said, and counted as ignored.
-const NOT_YET: &[(Model, &str, &str)] = &[(
-    Model::Microvm,
-    "ps_shows_the_workload",
-    "the table of a microVM shows pids alone",
-)];
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -70,22 +64,12 @@ fn main() -> ExitCode {
             bad_input::CLAIMS,
             leftovers::CLAIMS,
         ];
-        let only = if *model == Model::Microvm {
-            microvm_failures::CLAIMS
-        } else {
-            &[]
+        let only = match model {
+            Model::Microvm => [microvm::CLAIMS, microvm_failures::CLAIMS].as_slice(),
+            Model::Container => &[],
         };
-        for (name, claim) in both.into_iter().flatten().chain(only) {
-            let missing = NOT_YET
-                .iter()
-                .find(|entry| (entry.0, entry.1) == (*model, name));
-            if let Some((_, _, what)) = missing
-                && !arguments.list
-            {
-                println!("not yet: {}::{name}: {what}", model.name());
-            }
-            let ignored = reason.is_some() || missing.is_some();
-            trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(ignored));
+        for (name, claim) in both.iter().chain(only).copied().flatten() {
+            trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(reason.is_some()));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::{Value, json};
@@ -23,7 +24,8 @@ pub const CLAIMS: &[Entry] = &[
         "kernel_that_panics_is_explained",
         kernel_that_panics_is_explained,
     ),
-    ("vm_section_sets_the_size", vm_section_sets_the_size),
+    ("silent_agent_is_explained", silent_agent_is_explained),
+    ("no_kvm_says_what_to_do", no_kvm_says_what_to_do),
 ];
 
 fn refused(fixture: &Fixture, vm: Value, named: &[&str]) -> Claim {
@@ -38,6 +40,10 @@ fn refused(fixture: &Fixture, vm: Value, named: &[&str]) -> Claim {
             outcome.stderr
         );
     }
+    nothing_is_left(fixture)
+}
+
+fn nothing_is_left(fixture: &Fixture) -> Claim {
     let left = fs::read_dir(fixture.state_root())
         .map(Iterator::count)
         .unwrap_or(0);
@@ -111,14 +117,48 @@ fn kernel_that_panics_is_explained(fixture: &Fixture) -> Claim {
     refused(fixture, vm, &["panic"])
 }
 
-fn vm_section_sets_the_size(fixture: &Fixture) -> Claim {
-    let mut bundle = fixture.bundle()?;
-    bundle.spec["vm"] = json!({"hwConfig": {"vcpus": 2, "memory": 256 << 20}});
-    bundle.script("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo");
-    let outcome = fixture.run(&bundle)?.success()?;
-    let mut lines = outcome.stdout.lines();
-    ensure_eq!(lines.next(), Some("2"), "processors");
-    let kib: u64 = lines.next().unwrap_or_default().parse()?;
-    ensure!((150_000..262_144).contains(&kib), "{kib} KiB of memory");
-    Ok(())
+fn silent_agent_is_explained(fixture: &Fixture) -> Claim {
+    // As the guest's first process it becomes an init that starts no agent.
+    let config = fixture.dir().join("config.toml");
+    fs::write(
+        &config,
+        "[microvm]\nagent = \"/bin/busybox\"\nboot_limit_seconds = 10\n",
+    )?;
+    let bundle = fixture.bundle()?;
+    bundle.save()?;
+    let output = fixture
+        .rt(&["--config"])
+        .arg(&config)
+        .args(["run", "--bundle"])
+        .arg(bundle.dir())
+        .arg(fixture.id("silent"))
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure_eq!(output.status.code(), Some(1), "exit code; {stderr:?}");
+    ensure!(
+        stderr.contains("agent did not answer within 10 s") && stderr.contains("vmlinux"),
+        "stderr: {stderr:?}"
+    );
+    nothing_is_left(fixture)
+}
+
+fn no_kvm_says_what_to_do(fixture: &Fixture) -> Claim {
+    let bundle = fixture.bundle()?;
+    bundle.save()?;
+    // In a mount namespace of its own whose /dev has no KVM.
+    let script = "mount -t tmpfs dev /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec \"$@\"";
+    let rt = fixture.rt(&["run", "--bundle"]);
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(rt.get_program())
+        .args(rt.get_args())
+        .arg(bundle.dir())
+        .arg(fixture.id("no-kvm"))
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure_eq!(output.status.code(), Some(1), "exit code; {stderr:?}");
+    for word in ["/dev/kvm", "kvm_amd"] {
+        ensure!(stderr.contains(word), "{word:?} is not named: {stderr:?}");
+    }
+    nothing_is_left(fixture)
 }
