@@ -15,8 +15,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::VirtQueue;
 
-/// Enough for the deepest call into the file system server in a debug build.
-const STACK_SIZE: usize = 256 << 10;
+/// Enough for the deepest call into the file system server in a debug build. The C library keeps the stack of a
+/// thread that has ended: with the default of 2 MiB that would be a huge page for nothing.
+pub(super) const STACK_SIZE: usize = 256 << 10;
 
 /// What a device thread does, and so which system calls it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -25,6 +25,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use thiserror::Error;
 
 use super::{credentials, handles};
+use crate::devices::virtio::worker::STACK_SIZE;
 
 /// For how long the guest may believe what it knows of a share that only it changes.
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -110,10 +111,11 @@ impl SharedTree {
         let path = share.root.clone();
         // The server changes the umask of the thread that makes it: of none that lives on.
         let opened = thread::scope(|scope| {
-            let maker = scope.spawn(|| {
+            let maker = thread::Builder::new().stack_size(STACK_SIZE);
+            let maker = maker.spawn_scoped(scope, || {
                 credentials::prepare_thread()?;
                 Self::serve(&root, &share)
-            });
+            })?;
             maker
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("the server panicked")))
