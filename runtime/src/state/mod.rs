@@ -475,7 +475,7 @@ mod tests {
             oci_version: "1.2.0".into(),
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
-            cgroup_path: "/rt/x".into(),
+            cgroup_path: "/rt-x".into(),
             created: "2026-01-01T00:00:00.000000000Z".into(),
             owner: 0,
             annotations: [("a".to_owned(), "b".to_owned())].into(),

@@ -1,11 +1,12 @@
 //! Which device nodes a container may open or make: `linux.resources.devices`.
 //!
-//! The rules are folded into one default and its exceptions. Version 1 takes them as text; version 2 has no file for
-//! them, so they become a small BPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`, attached to the cgroup.
+//! A rule overrides those before it. Version 2 has no file for them: they become a small BPF program of type
+//! `BPF_PROG_TYPE_CGROUP_DEVICE`, attached to the cgroup, which asks the last rule first. Version 1 takes them as text,
+//! but knows only one default and its exceptions: rules that cannot be folded into that are refused.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -48,24 +49,56 @@ const DEFAULTS: [(Kind, Option<u32>, Option<u32>, u8); 11] = [
     (Kind::Char, Some(136), None, ALL),  // pts
 ];
 
-/// The rules folded: a default answer and the accesses that are answered the other way.
+/// One rule, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rule {
+    devices: Devices,
+    access: u8,
+    allow: bool,
+    /// Its place in `linux.resources.devices`; `None` is one of ours.
+    index: Option<usize>,
+}
+
+impl Devices {
+    /// Whether all of the others are among these.
+    fn cover(&self, other: &Self) -> bool {
+        let covers = |own: Option<u32>, other: Option<u32>| own.is_none() || own == other;
+        self.kind == other.kind
+            && covers(self.major, other.major)
+            && covers(self.minor, other.minor)
+    }
+
+    /// Whether a device can be among both.
+    fn meet(&self, other: &Self) -> bool {
+        let meets =
+            |one: Option<u32>, two: Option<u32>| one.is_none() || two.is_none() || one == two;
+        self.kind == other.kind && meets(self.major, other.major) && meets(self.minor, other.minor)
+    }
+}
+
+/// What may be done with devices: an answer for all, and the rules that come after it, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Policy {
     allow: bool,
-    exceptions: BTreeMap<Devices, u8>,
+    rules: Vec<Rule>,
 }
 
 impl Policy {
-    fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self> {
+    fn new(given: &[LinuxDeviceCgroup]) -> Result<Self> {
         let mut policy = Self {
             allow: false,
-            exceptions: BTreeMap::new(),
+            rules: Vec::new(),
         };
-        for (index, rule) in rules.iter().enumerate() {
+        for (index, rule) in given.iter().enumerate() {
             policy.add(index, rule)?;
         }
         for (kind, major, minor, access) in DEFAULTS {
-            policy.set(Devices { kind, major, minor }, access, true);
+            policy.rules.push(Rule {
+                devices: Devices { kind, major, minor },
+                access,
+                allow: true,
+                index: None,
+            });
         }
         Ok(policy)
     }
@@ -92,40 +125,58 @@ impl Policy {
                 _ => return Err(refuse("access", "it must be made of r, w and m")),
             };
         }
-        let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
-            LinuxDeviceType::A => {
-                if major.is_some() || minor.is_some() {
-                    return Err(refuse(
-                        "type",
-                        "\"a\" stands for all devices, without numbers",
-                    ));
-                }
-                self.allow = rule.allow();
-                self.exceptions.clear();
-                return Ok(());
-            }
-            LinuxDeviceType::B => Kind::Block,
-            LinuxDeviceType::C | LinuxDeviceType::U => Kind::Char,
+        let kinds: &[Kind] = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+            LinuxDeviceType::A => &[Kind::Block, Kind::Char],
+            LinuxDeviceType::B => &[Kind::Block],
+            LinuxDeviceType::C | LinuxDeviceType::U => &[Kind::Char],
             LinuxDeviceType::P => return Err(refuse("type", "a pipe is not a device")),
         };
-        self.set(Devices { kind, major, minor }, access, rule.allow());
+        if kinds.len() == 2 && access == ALL && major.is_none() && minor.is_none() {
+            self.allow = rule.allow();
+            self.rules.clear();
+            return Ok(());
+        }
+        for kind in kinds {
+            self.rules.push(Rule {
+                devices: Devices {
+                    kind: *kind,
+                    major,
+                    minor,
+                },
+                access,
+                allow: rule.allow(),
+                index: Some(index),
+            });
+        }
         Ok(())
     }
 
-    fn set(&mut self, devices: Devices, access: u8, allow: bool) {
-        let entry = self.exceptions.entry(devices).or_default();
-        if allow == self.allow {
-            *entry &= !access;
-        } else {
-            *entry |= access;
-        }
-        if *entry == 0 {
-            self.exceptions.remove(&devices);
-        }
+    fn allows_all(&self) -> bool {
+        self.allow && self.rules.iter().all(|rule| rule.allow)
     }
 
-    fn allows_all(&self) -> bool {
-        self.allow && self.exceptions.is_empty()
+    /// The devices, and the accesses to them, for which the answer for all does not hold.
+    fn exceptions(&self) -> Result<BTreeMap<Devices, u8>> {
+        let mut exceptions: BTreeMap<Devices, u8> = BTreeMap::new();
+        for rule in &self.rules {
+            if rule.allow != self.allow {
+                *exceptions.entry(rule.devices).or_default() |= rule.access;
+                continue;
+            }
+            for (devices, access) in &mut exceptions {
+                if rule.devices.cover(devices) {
+                    *access &= !rule.access;
+                } else if rule.devices.meet(devices) && *access & rule.access != 0 {
+                    let index = rule.index.map(|index| format!("[{index}]"));
+                    return Err(Error::Unsupported {
+                        field: format!("linux.resources.devices{}", index.unwrap_or_default()),
+                        reason: "it takes some devices out of a wildcard before it, which cgroup version 1 cannot",
+                    });
+                }
+            }
+            exceptions.retain(|_, access| *access != 0);
+        }
+        Ok(exceptions)
     }
 }
 
@@ -145,28 +196,40 @@ pub(super) fn apply(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<()> 
 }
 
 fn apply_v1(directory: &Path, policy: &Policy) -> Result<()> {
+    let exceptions = policy.exceptions()?;
     let (reset, other) = if policy.allow {
         ("devices.allow", "devices.deny")
     } else {
         ("devices.deny", "devices.allow")
     };
     write(&directory.join(reset), "a")?;
-    for (devices, access) in &policy.exceptions {
+    if exceptions.is_empty() {
+        return Ok(());
+    }
+    // One open file for all: the kernel takes one rule a write.
+    let path = directory.join(other);
+    let failed = |source| io_error("write the device rules to", &path, source);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    for (devices, access) in &exceptions {
         let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
-        let mut line = match devices.kind {
-            Kind::Block => "b ".to_owned(),
-            Kind::Char => "c ".to_owned(),
+        let kind = match devices.kind {
+            Kind::Block => 'b',
+            Kind::Char => 'c',
         };
-        line.push_str(&number(devices.major));
-        line.push(':');
-        line.push_str(&number(devices.minor));
-        line.push(' ');
+        let mut line = format!(
+            "{kind} {}:{} ",
+            number(devices.major),
+            number(devices.minor)
+        );
         for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
             if access & bit != 0 {
                 line.push(letter);
             }
         }
-        write(&directory.join(other), &line)?;
+        file.write_all(line.as_bytes()).map_err(failed)?;
     }
     Ok(())
 }
@@ -200,7 +263,10 @@ const JUMP_EQUAL_32: u8 = 0x16; // BPF_JMP32 | BPF_JEQ | BPF_K
 const JUMP_UNEQUAL_32: u8 = 0x56; // BPF_JMP32 | BPF_JNE | BPF_K
 const EXIT: u8 = 0x95;
 
-/// The program: r2 kind, r3 access, r4 major, r5 minor of `struct bpf_cgroup_dev_ctx`.
+/// The program: r2 kind, r3 the accesses not yet allowed, r4 major, r5 minor of `struct bpf_cgroup_dev_ctx`.
+///
+/// Of the rules for a device, from the last to the first, an allowing one takes its accesses out of r3, and the answer
+/// is yes when none is left; a denying one answers no if one of its accesses is still there.
 fn program(policy: &Policy) -> Vec<Instruction> {
     let mut code = vec![
         instruction(LOAD_WORD, 0x12, 0, 0),
@@ -210,43 +276,42 @@ fn program(policy: &Policy) -> Vec<Instruction> {
         instruction(LOAD_WORD, 0x14, 4, 0),
         instruction(LOAD_WORD, 0x15, 8, 0),
     ];
-    for (devices, access) in &policy.exceptions {
-        let mut tests = vec![(
-            JUMP_UNEQUAL_32,
-            0x02,
-            match devices.kind {
-                Kind::Block => 1,
-                Kind::Char => 2,
-            },
-        )];
-        if let Some(major) = devices.major {
-            tests.push((JUMP_UNEQUAL_32, 0x04, major as i32));
-        }
-        if let Some(minor) = devices.minor {
-            tests.push((JUMP_UNEQUAL_32, 0x05, minor as i32));
-        }
-        let masked = if policy.allow {
-            // Any access that is denied denies the request.
-            Some((i32::from(*access), JUMP_EQUAL_32))
-        } else if *access == ALL {
-            None
-        } else {
-            // Any access beyond the allowed ones is not for this rule.
-            Some((i32::from(ALL & !access), JUMP_UNEQUAL_32))
+    for rule in policy.rules.iter().rev() {
+        let kind = match rule.devices.kind {
+            Kind::Block => 1,
+            Kind::Char => 2,
         };
-        // Each failed test jumps behind this rule: over the other tests, the mask and the answer.
-        let length = tests.len() + masked.map_or(0, |_| 3) + 2;
-        for (position, (jump, register, value)) in tests.iter().enumerate() {
-            let distance = (length - position - 1) as i16;
-            code.push(instruction(*jump, *register, distance, *value));
+        let numbers = [(0x04, rule.devices.major), (0x05, rule.devices.minor)];
+        let tests: Vec<(u8, i32)> = [(0x02, kind)]
+            .into_iter()
+            .chain(numbers.into_iter().filter_map(|(register, number)| {
+                // The numbers are compared as the bits that they are.
+                Some((register, number? as i32))
+            }))
+            .collect();
+        let access = i32::from(rule.access);
+        let body = if rule.allow {
+            vec![
+                instruction(AND_32, 0x03, 0, i32::from(ALL) & !access),
+                instruction(JUMP_UNEQUAL_32, 0x03, 2, 0),
+                instruction(MOVE_32, 0x00, 0, 1),
+                instruction(EXIT, 0, 0, 0),
+            ]
+        } else {
+            vec![
+                instruction(MOVE_REGISTER_32, 0x31, 0, 0),
+                instruction(AND_32, 0x01, 0, access),
+                instruction(JUMP_EQUAL_32, 0x01, 2, 0),
+                instruction(MOVE_32, 0x00, 0, 0),
+                instruction(EXIT, 0, 0, 0),
+            ]
+        };
+        // Each failed test jumps behind this rule: over the other tests and the answer.
+        for (position, (register, value)) in tests.iter().enumerate() {
+            let distance = (tests.len() - position - 1 + body.len()) as i16;
+            code.push(instruction(JUMP_UNEQUAL_32, *register, distance, *value));
         }
-        if let Some((mask, jump)) = masked {
-            code.push(instruction(MOVE_REGISTER_32, 0x31, 0, 0));
-            code.push(instruction(AND_32, 0x01, 0, mask));
-            code.push(instruction(jump, 0x01, 2, 0));
-        }
-        code.push(instruction(MOVE_32, 0x00, 0, i32::from(!policy.allow)));
-        code.push(instruction(EXIT, 0, 0, 0));
+        code.extend(body);
     }
     code.push(instruction(MOVE_32, 0x00, 0, i32::from(policy.allow)));
     code.push(instruction(EXIT, 0, 0, 0));
@@ -456,68 +521,98 @@ mod tests {
         assert!(!answer(&code, B, u32::from(READ), 1, 3), "the kind counts");
     }
 
+    fn rule(
+        allow: bool,
+        kind: LinuxDeviceType,
+        numbers: [i64; 2],
+        access: &str,
+    ) -> LinuxDeviceCgroup {
+        LinuxDeviceCgroupBuilder::default()
+            .allow(allow)
+            .typ(kind)
+            .major(numbers[0])
+            .minor(numbers[1])
+            .access(access)
+            .build()
+            .unwrap()
+    }
+
+    use LinuxDeviceType::{A, B as Block, C as Char};
+
     #[test]
-    fn rules_are_folded_in_their_order() {
+    fn accesses_are_gathered_from_several_rules() {
         let rules = [
-            LinuxDeviceCgroupBuilder::default()
-                .allow(false)
-                .access("rwm")
-                .build()
-                .unwrap(),
-            LinuxDeviceCgroupBuilder::default()
-                .allow(true)
-                .typ(LinuxDeviceType::B)
-                .major(8)
-                .access("r")
-                .build()
-                .unwrap(),
-            LinuxDeviceCgroupBuilder::default()
-                .allow(true)
-                .typ(LinuxDeviceType::B)
-                .major(8)
-                .access("w")
-                .build()
-                .unwrap(),
+            rule(false, A, [-1, -1], "rwm"),
+            rule(true, Block, [8, -1], "r"),
+            rule(true, Block, [8, 1], "w"),
         ];
         let code = program(&Policy::new(&rules).unwrap());
         assert!(answer(&code, B, u32::from(READ | WRITE), 8, 1));
+        assert!(!answer(&code, B, u32::from(READ | WRITE), 8, 2));
         assert!(!answer(&code, B, u32::from(READ), 9, 1));
     }
 
     #[test]
-    fn exceptions_to_allowing_all_deny_any_of_their_accesses() {
+    fn a_rule_overrides_those_before_it() {
         let rules = [
-            LinuxDeviceCgroupBuilder::default()
-                .allow(true)
-                .build()
-                .unwrap(),
-            LinuxDeviceCgroupBuilder::default()
-                .allow(false)
-                .typ(LinuxDeviceType::C)
-                .major(10)
-                .minor(200)
-                .access("w")
-                .build()
-                .unwrap(),
+            rule(true, Char, [10, -1], "rwm"),
+            rule(false, Char, [10, 200], "w"),
+            rule(false, Char, [10, 201], "rw"),
+            rule(true, Char, [10, 201], "rw"),
         ];
         let policy = Policy::new(&rules).unwrap();
         let code = program(&policy);
         assert!(answer(&code, C, u32::from(READ), 10, 200));
         assert!(!answer(&code, C, u32::from(READ | WRITE), 10, 200));
-        assert!(answer(&code, B, u32::from(READ | WRITE), 8, 0));
-        assert!(!policy.allows_all());
-        assert!(Policy::new(&rules[..1]).unwrap().allows_all());
+        assert!(answer(&code, C, u32::from(READ | WRITE), 10, 201));
+        assert!(answer(&code, C, u32::from(READ | WRITE), 10, 1));
+        let error = policy.exceptions().unwrap_err().to_string();
+        assert!(error.starts_with("linux.resources.devices[1]: "), "{error}");
+    }
+
+    #[test]
+    fn what_allows_all_clears_what_was_before_it() {
+        let rules = [
+            rule(false, Char, [10, 200], "rwm"),
+            rule(true, A, [-1, -1], "rwm"),
+        ];
+        let policy = Policy::new(&rules).unwrap();
+        assert!(policy.allows_all());
+        assert!(answer(&program(&policy), C, u32::from(READ), 10, 200));
+        assert!(policy.exceptions().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_part_of_all_is_not_all() {
+        let rules = [rule(true, A, [-1, -1], "rwm"), rule(false, A, [-1, 7], "w")];
+        let code = program(&Policy::new(&rules).unwrap());
+        assert!(!answer(&code, B, u32::from(WRITE), 8, 7));
+        assert!(answer(&code, B, u32::from(READ), 8, 7));
+        assert!(answer(&code, B, u32::from(WRITE), 8, 8));
+    }
+
+    #[test]
+    fn version_1_gets_one_default_and_its_exceptions() {
+        let rules = [
+            rule(true, A, [-1, -1], "rwm"),
+            rule(false, Char, [10, 200], "rwm"),
+            rule(true, Char, [10, -1], "r"),
+        ];
+        let policy = Policy::new(&rules).unwrap();
+        let tun = Devices {
+            kind: Kind::Char,
+            major: Some(10),
+            minor: Some(200),
+        };
+        // Making nodes is among what every container may do.
+        let exceptions: Vec<_> = policy.exceptions().unwrap().into_iter().collect();
+        assert_eq!(exceptions, [(tun, WRITE)]);
     }
 
     #[test]
     fn a_wrong_rule_is_named() {
-        let rule = LinuxDeviceCgroupBuilder::default()
-            .allow(true)
-            .typ(LinuxDeviceType::C)
-            .access("rx")
-            .build()
-            .unwrap();
-        let error = Policy::new(&[rule]).unwrap_err().to_string();
+        let error = Policy::new(&[rule(true, Char, [-1, -1], "rx")]).unwrap_err();
+        let error = error.to_string();
         assert!(
             error.starts_with("linux.resources.devices[0].access"),
             "{error}"

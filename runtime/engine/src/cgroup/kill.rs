@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Cgroup, DEFAULT_PARENT, Error, Result, io_error, read, write};
+use super::{Cgroup, Error, Result, io_error, read, write};
 use crate::clone::{pidfd_open, send_signal};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -40,30 +40,37 @@ pub(super) fn pids(cgroup: &Cgroup) -> Result<Vec<Pid>> {
     // Any hierarchy would do if all joins had succeeded; after a crash only the union is sure.
     let mut pids = Vec::new();
     for root in cgroup.directories() {
-        if !root.exists() {
+        // Most often there are none: one look is enough.
+        if !list(&root, &mut pids)? {
             continue;
         }
-        for directory in tree(&root) {
-            match read(&directory.join("cgroup.procs")) {
-                Ok(text) => pids.extend(
-                    text.lines()
-                        .filter_map(|line| line.parse().ok())
-                        .filter(|pid| *pid > 0)
-                        .map(Pid::from_raw),
-                ),
-                // Removed while we looked, or a threaded cgroup, whose processes its parent lists.
-                Err(Error::Io { source, .. })
-                    if matches!(
-                        source.raw_os_error(),
-                        Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
-                    ) => {}
-                Err(error) => return Err(error),
-            }
+        for directory in tree(&root).iter().filter(|one| **one != root) {
+            list(directory, &mut pids)?;
         }
     }
     pids.sort_unstable();
     pids.dedup();
     Ok(pids)
+}
+
+/// Adds the processes of one directory; `false` if it does not exist.
+fn list(directory: &Path, pids: &mut Vec<Pid>) -> Result<bool> {
+    match read(&directory.join("cgroup.procs")) {
+        Ok(text) => pids.extend(
+            text.lines()
+                .filter_map(|line| line.parse().ok())
+                .filter(|pid| *pid > 0)
+                .map(Pid::from_raw),
+        ),
+        Err(Error::Io { source, .. }) => match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV) => return Ok(false),
+            // A threaded cgroup: its parent lists the processes.
+            Some(libc::EOPNOTSUPP) => {}
+            _ => return Err(io_error("read the processes of", directory, source)),
+        },
+        Err(error) => return Err(error),
+    }
+    Ok(true)
 }
 
 pub(super) fn signal_all(cgroup: &Cgroup, signal: Signal) -> Result<()> {
@@ -153,20 +160,22 @@ fn wait(polled: &mut [PollFd<'_>], deadline: Instant) -> io::Result<Option<()>> 
 }
 
 pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
-    if !cgroup.exists() {
+    // Where all processes have ended the kernel says so by removing it.
+    let left: Vec<PathBuf> = cgroup
+        .directories()
+        .filter(|directory| match fs::remove_dir(directory) {
+            Ok(()) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        })
+        .collect();
+    if left.is_empty() {
         return Ok(());
     }
     kill_all(cgroup)?;
     let deadline = Instant::now() + LIMIT;
-    for root in cgroup.directories() {
+    for root in left {
         for directory in tree(&root) {
             remove_directory(&directory, deadline)?;
-        }
-    }
-    // Only an empty directory can be removed: other containers keep their parent.
-    if cgroup.path.parent() == Some(Path::new(DEFAULT_PARENT)) {
-        for hierarchy in cgroup.layout.hierarchies() {
-            let _ = fs::remove_dir(hierarchy.mount.join(DEFAULT_PARENT.trim_start_matches('/')));
         }
     }
     Ok(())

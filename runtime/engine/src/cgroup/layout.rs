@@ -1,9 +1,17 @@
-//! Where this system has its cgroup hierarchies, from one reading of /proc/self/mountinfo.
+//! Where this system has its cgroup hierarchies.
+//!
+//! The usual places are asked first. The table of mounts, which grows with every container of the host, is read only
+//! where a hierarchy is somewhere else.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use super::{Error, Result};
+
+const ROOT: &str = "/sys/fs/cgroup";
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +50,23 @@ impl Layout {
     /// # Errors
     /// No hierarchy is mounted below /sys/fs/cgroup.
     pub fn detect() -> Result<Self> {
+        let is = |place: &Path, kind: FsType| {
+            statfs(place).is_ok_and(|found| found.filesystem_type() == kind)
+        };
+        if is(Path::new(ROOT), CGROUP2_SUPER_MAGIC) {
+            return Ok(Self {
+                hierarchies: vec![Hierarchy {
+                    mount: ROOT.into(),
+                    controllers: None,
+                }],
+            });
+        }
+        let own = Path::new("/proc/self/cgroup");
+        let text =
+            fs::read_to_string(own).map_err(|source| super::io_error("read", own, source))?;
+        if let Some(layout) = Self::at_usual_places(&text, is) {
+            return Ok(layout);
+        }
         let path = Path::new("/proc/self/mountinfo");
         let text = fs::read(path).map_err(|source| super::io_error("read", path, source))?;
         let layout = Self::parse(&String::from_utf8_lossy(&text));
@@ -49,6 +74,50 @@ impl Layout {
             return Err(Error::NotMounted);
         }
         Ok(layout)
+    }
+
+    /// The layout of this system, found out once.
+    ///
+    /// # Errors
+    /// As [`Layout::detect`].
+    pub fn of_system() -> Result<&'static Self> {
+        static FOUND: OnceLock<Layout> = OnceLock::new();
+        match FOUND.get() {
+            Some(layout) => Ok(layout),
+            None => {
+                let layout = Self::detect()?;
+                Ok(FOUND.get_or_init(|| layout))
+            }
+        }
+    }
+
+    /// cgroups(7): `number:controllers:path` a line; each hierarchy of version 1 is mounted by its controllers' names,
+    /// version 2 as `unified`, if at all.
+    fn at_usual_places(own: &str, is: impl Fn(&Path, FsType) -> bool) -> Option<Self> {
+        let mut hierarchies = Vec::new();
+        for line in own.lines() {
+            let names = line.split(':').nth(1)?;
+            let place = match names {
+                "" => "unified",
+                named => named.strip_prefix("name=").unwrap_or(named),
+            };
+            let mount = Path::new(ROOT).join(place);
+            if names.is_empty() {
+                if is(&mount, CGROUP2_SUPER_MAGIC) {
+                    hierarchies.push(Hierarchy {
+                        mount,
+                        controllers: None,
+                    });
+                }
+                continue;
+            }
+            if !is(&mount, CGROUP_SUPER_MAGIC) {
+                return None;
+            }
+            let controllers = Some(names.split(',').map(str::to_owned).collect());
+            hierarchies.push(Hierarchy { mount, controllers });
+        }
+        (!hierarchies.is_empty()).then_some(Self { hierarchies })
     }
 
     /// The hierarchies as they were mounted.
@@ -168,6 +237,21 @@ mod tests {
             Layout::parse("25 23 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
         assert_eq!(layout.name(), "v2");
         assert_eq!(layout.hierarchies().len(), 1);
+    }
+
+    #[test]
+    fn the_usual_places_are_known_without_the_table_of_mounts() {
+        let own = "4:cpu,cpuacct:/x\n1:name=systemd:/\n0::/x\n";
+        let all = Layout::at_usual_places(own, |_, _| true).unwrap();
+        let usual = Layout::parse(HYBRID);
+        for hierarchy in usual.hierarchies() {
+            assert!(all.hierarchies().contains(hierarchy), "{hierarchy:?}");
+        }
+        let without_v2 = |_: &Path, kind| kind != CGROUP2_SUPER_MAGIC;
+        let layout = Layout::at_usual_places(own, without_v2).unwrap();
+        assert_eq!(layout.name(), "v1");
+        let elsewhere = |place: &Path, _| !place.ends_with("cpu,cpuacct");
+        assert_eq!(Layout::at_usual_places(own, elsewhere), None);
     }
 
     #[test]

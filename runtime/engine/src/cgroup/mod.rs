@@ -51,6 +51,15 @@ pub enum Error {
         /// Why not.
         reason: &'static str,
     },
+    /// The kernel refused a limit.
+    #[error("{field} cannot be set")]
+    Refused {
+        /// Where in config.json.
+        field: String,
+        /// The write that failed.
+        #[source]
+        source: Box<Error>,
+    },
     /// A file or system call failed.
     #[error("cannot {operation} {path}")]
     Io {
@@ -69,18 +78,20 @@ pub enum Error {
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
-/// Below it lie the cgroups of containers whose configuration names none.
-pub const DEFAULT_PARENT: &str = "/rt";
+/// The cgroup of a container whose configuration names none begins so, and ends with its id.
+///
+/// It has no parent of ours, which would cost half as much again to make and to remove, in each hierarchy.
+const DEFAULT_PREFIX: &str = "/rt-";
 
 /// The control group of a container, in all hierarchies of the system.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
-    layout: Layout,
+    layout: &'static Layout,
     path: PathBuf,
 }
 
 impl Cgroup {
-    /// The final cgroup path of a container: `linux.cgroupsPath`, or `/rt/<id>` if there is none.
+    /// The final cgroup path of a container: `linux.cgroupsPath`, or `/rt-<id>` if there is none.
     ///
     /// The result is absolute below the root of each hierarchy. A relative path counts from that root too.
     ///
@@ -88,7 +99,7 @@ impl Cgroup {
     /// A path with `..`, the root itself, and the `slice:prefix:name` form of the systemd driver are refused.
     pub fn path_for(cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf> {
         let Some(given) = cgroups_path.filter(|path| !path.as_os_str().is_empty()) else {
-            return Ok(Path::new(DEFAULT_PARENT).join(id));
+            return Ok(format!("{DEFAULT_PREFIX}{id}").into());
         };
         let refuse = |reason| Error::Path {
             path: given.to_owned(),
@@ -126,7 +137,7 @@ impl Cgroup {
     pub fn new(path: &Path) -> Result<Self> {
         let path = Self::path_for(Some(path), "")?;
         Ok(Self {
-            layout: Layout::detect()?,
+            layout: Layout::of_system()?,
             path,
         })
     }
@@ -140,7 +151,7 @@ impl Cgroup {
     /// The hierarchies of this system.
     #[must_use]
     pub fn layout(&self) -> &Layout {
-        &self.layout
+        self.layout
     }
 
     /// Whether the cgroup exists in any hierarchy.
@@ -178,7 +189,7 @@ impl Cgroup {
             .map(|hierarchy| self.join(&hierarchy.mount))
     }
 
-    /// Makes the cgroup in every hierarchy and gives it the controllers that its ancestors can give.
+    /// Makes the cgroup in every hierarchy, with the controllers that its ancestors can give.
     ///
     /// It may exist already: then it is used as it is.
     ///
@@ -187,17 +198,27 @@ impl Cgroup {
     pub fn create(&self) -> Result<()> {
         for hierarchy in &self.layout.hierarchies {
             let directory = self.join(&hierarchy.mount);
-            if directory.exists() {
-                continue;
+            let made = match fs::create_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(&directory)
+                }
+                other => other,
+            };
+            match made {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(source) => return Err(io_error("create the cgroup", &directory, source)),
             }
-            if hierarchy.is_unified() {
-                create_unified(&hierarchy.mount, &self.path)?;
-            } else {
-                fs::create_dir_all(&directory)
-                    .map_err(|source| io_error("create the cgroup", &directory, source))?;
-            }
-            if hierarchy.has("cpuset") && !hierarchy.is_unified() {
+            if hierarchy.has("cpuset") {
                 inherit_cpuset(&hierarchy.mount, &self.path)?;
+            }
+            // Beside version 1 it has what is seldom wanted: a limit that does enables it.
+            if hierarchy.is_unified() && self.layout.hierarchies.len() == 1 {
+                let own = read(&directory.join("cgroup.controllers"))?;
+                let has = |name: &&str| own.split_whitespace().any(|one| one == *name);
+                if !COUNTERS.iter().all(has) {
+                    enable_above(&hierarchy.mount, &self.path);
+                }
             }
         }
         Ok(())
@@ -326,7 +347,7 @@ impl Cgroup {
 
     /// Kills what is left in the cgroup and removes it with all below it, in every hierarchy.
     ///
-    /// It may be gone already, wholly or in part. The default parent `/rt` goes too when it is empty.
+    /// It may be gone already, wholly or in part.
     ///
     /// # Errors
     /// A process does not end, or a directory cannot be removed.
@@ -363,24 +384,19 @@ fn entry_file(hierarchy: &Hierarchy) -> &'static str {
     }
 }
 
-fn create_unified(mount: &Path, path: &Path) -> Result<()> {
+/// The controllers without which a cgroup cannot say what it has used.
+const COUNTERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+/// Gives a cgroup the controllers that its ancestors have. What cannot be given is found out when a limit needs it:
+/// then the error names the limit.
+fn enable_above(mount: &Path, path: &Path) {
     let mut directory = mount.to_owned();
-    let components: Vec<_> = path.iter().skip(1).collect();
-    for component in &components {
+    for component in path.iter().skip(1) {
         enable_controllers(&directory);
         directory.push(component);
-        match fs::create_dir(&directory) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("create the cgroup", &directory, source));
-            }
-            _ => {}
-        }
     }
-    Ok(())
 }
 
-/// Gives a cgroup's children the controllers it has. What cannot be given is found out when a limit needs it:
-/// then the error names the limit.
 fn enable_controllers(directory: &Path) {
     let available = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
     let control = directory.join("cgroup.subtree_control");
@@ -398,18 +414,24 @@ fn enable_controllers(directory: &Path) {
     }
 }
 
-/// A new cpuset of version 1 is empty and takes no process: fill it, from the top, with its parent's values.
+/// A new cpuset of version 1 is empty and takes no process: fill it with its parent's values, and its parent before
+/// that if need be.
 fn inherit_cpuset(mount: &Path, path: &Path) -> Result<()> {
-    let mut directory = mount.to_owned();
-    for component in path.iter().skip(1) {
-        let parent = directory.clone();
-        directory.push(component);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let own = directory.join(file);
-            if read(&own)?.trim().is_empty() {
-                write(&own, read(&parent.join(file))?.trim())?;
-            }
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    let below = |path: &Path, file: &str| {
+        mount
+            .join(path.strip_prefix("/").unwrap_or(path))
+            .join(file)
+    };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut value = read(&below(parent, file))?;
+        if value.trim().is_empty() {
+            inherit_cpuset(mount, parent)?;
+            value = read(&below(parent, file))?;
         }
+        write(&below(path, file), value.trim())?;
     }
     Ok(())
 }
@@ -441,12 +463,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_without_a_path_lies_below_the_default_parent() {
-        assert_eq!(Cgroup::path_for(None, "c1").unwrap(), Path::new("/rt/c1"));
-        assert_eq!(
-            Cgroup::path_for(Some(Path::new("")), "c1").unwrap(),
-            Path::new("/rt/c1")
-        );
+    fn a_container_without_a_path_is_named_by_its_id() {
+        for none in [None, Some(Path::new(""))] {
+            assert_eq!(Cgroup::path_for(none, "c1").unwrap(), Path::new("/rt-c1"));
+        }
     }
 
     #[test]

@@ -2,128 +2,171 @@
 //!
 //! A value that the system cannot honour is an error that names its field; nothing is left out silently.
 
-use std::path::{Path, PathBuf};
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNetwork, LinuxRdma,
+    LinuxResources, LinuxThrottleDevice,
+};
 
-use super::{Cgroup, Error, Result, devices, read, write};
+use super::{Cgroup, Error, Result, devices, enable_above, read, write};
 
-/// Where limits are written: the directories of the controllers, found once.
+const V1_ONLY: &str = "cgroup version 2 has no such limit; leave it out";
+
+/// Where limits are written.
 struct Target<'a> {
     cgroup: &'a Cgroup,
+    /// What the version 2 cgroup has, read once.
+    unified: OnceCell<String>,
+}
+
+/// The files of one controller in the cgroup.
+struct Files {
+    directory: PathBuf,
+    /// Whether they are version 2's.
+    unified: bool,
 }
 
 impl Target<'_> {
-    /// The directory of a controller and whether it is of version 2.
-    fn directory(&self, controller: &'static str, field: &str) -> Result<(PathBuf, bool)> {
+    /// The files of a controller, for a field below `linux.resources`.
+    fn files(&self, controller: &'static str, field: &str) -> Result<Files> {
         let missing = || Error::NoController {
             field: format!("linux.resources.{field}"),
             controller,
         };
         if let Some(directory) = self.cgroup.v1(controller) {
-            return Ok((directory, false));
+            return Ok(Files {
+                directory,
+                unified: false,
+            });
         }
         let directory = self.cgroup.unified().ok_or_else(missing)?;
-        // Version 2 calls the block controller io; a controller that is not enabled has no files.
+        // Version 2 calls the block controller io.
         let name = if controller == "blkio" {
             "io"
         } else {
             controller
         };
-        let enabled = read(&directory.join("cgroup.controllers"))?;
-        if !enabled.split_whitespace().any(|one| one == name) {
+        if !self.has(&directory, name)? {
             return Err(missing());
         }
-        Ok((directory, true))
+        Ok(Files {
+            directory,
+            unified: true,
+        })
+    }
+
+    /// Whether the version 2 cgroup has a controller; one that it could have is given to it.
+    fn has(&self, directory: &std::path::Path, name: &str) -> Result<bool> {
+        let listed = |text: &str| text.split_whitespace().any(|one| one == name);
+        let path = directory.join("cgroup.controllers");
+        let known = match self.unified.get() {
+            Some(known) => known,
+            None => {
+                let text = read(&path)?;
+                self.unified.get_or_init(|| text)
+            }
+        };
+        if listed(known) {
+            return Ok(true);
+        }
+        if let Some(hierarchy) = self.cgroup.layout.unified() {
+            enable_above(&hierarchy.mount, &self.cgroup.path);
+        }
+        Ok(listed(&read(&path)?))
     }
 }
 
+impl Files {
+    /// Writes a value; an error names the field below `linux.resources`.
+    fn put(&self, field: &str, file: &str, value: &str) -> Result<()> {
+        write(&self.directory.join(file), value).map_err(|source| Error::Refused {
+            field: format!("linux.resources.{field}"),
+            source: Box::new(source),
+        })
+    }
+
+    fn has(&self, file: &str) -> bool {
+        self.directory.join(file).exists()
+    }
+
+    /// Refuses a field that version 2 has no file for.
+    fn only_v1(&self, field: &str) -> Result<()> {
+        match self.unified {
+            true => Err(unsupported(field, V1_ONLY)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn unsupported(field: &str, reason: &'static str) -> Error {
+    Error::Unsupported {
+        field: format!("linux.resources.{field}"),
+        reason,
+    }
+}
+
+/// Whether a write failed because the kernel does not have the file.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Refused { source, .. }
+        if matches!(&**source, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound))
+}
+
 pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
-    let target = Target { cgroup };
+    let target = Target {
+        cgroup,
+        unified: OnceCell::new(),
+    };
     if let Some(rules) = resources.devices() {
         devices::apply(cgroup, rules)?;
     }
     if let Some(cpu) = resources.cpu() {
+        apply_cpuset(&target, cpu)?;
         apply_cpu(&target, cpu)?;
     }
     if let Some(memory) = resources.memory() {
         apply_memory(&target, memory)?;
     }
     if let Some(pids) = resources.pids() {
-        let (directory, _) = target.directory("pids", "pids")?;
-        let limit = match pids.limit() {
-            limit if limit > 0 => limit.to_string(),
-            _ => "max".to_owned(),
-        };
-        write(&directory.join("pids.max"), &limit)?;
+        let files = target.files("pids", "pids")?;
+        files.put("pids.limit", "pids.max", &pids_max(pids.limit()))?;
     }
     if let Some(block) = resources.block_io() {
         apply_block(&target, block)?;
     }
     for (index, huge) in resources.hugepage_limits().iter().flatten().enumerate() {
-        let field = format!("hugepageLimits[{index}]");
-        let (directory, unified) = target.directory("hugetlb", &field)?;
-        let limit = huge.limit();
-        let size = huge.page_size();
-        if size.contains('/') {
-            return Err(Error::Unsupported {
-                field: format!("linux.resources.{field}.pageSize"),
-                reason: "it must be a size as in \"2MB\"",
-            });
-        }
-        let files: &[&str] = if unified {
-            &["max", "rsvd.max"]
-        } else {
-            &["limit_in_bytes"]
-        };
-        for (position, file) in files.iter().enumerate() {
-            let path = directory.join(format!("hugetlb.{size}.{file}"));
-            // The limit on reservations is newer than the other (Linux 5.7).
-            if position == 0 || path.exists() {
-                write(&path, &limit.to_string())?;
-            }
-        }
+        apply_huge_pages(&target, index, huge)?;
     }
     if let Some(network) = resources.network() {
-        if let Some(class) = network.class_id() {
-            let (directory, unified) = target.directory("net_cls", "network.classID")?;
-            v1_only(unified, "network.classID")?;
-            write(&directory.join("net_cls.classid"), &class.to_string())?;
-        }
-        for priority in network.priorities().iter().flatten() {
-            let (directory, unified) = target.directory("net_prio", "network.priorities")?;
-            v1_only(unified, "network.priorities")?;
-            write(
-                &directory.join("net_prio.ifpriomap"),
-                &format!("{} {}", priority.name(), priority.priority()),
-            )?;
-        }
+        apply_network(&target, network)?;
     }
     for (device, limits) in resources.rdma().iter().flatten() {
-        let (directory, _) = target.directory("rdma", "rdma")?;
-        let mut line = device.clone();
-        if let Some(handles) = limits.hca_handles() {
-            line.push_str(&format!(" hca_handle={handles}"));
-        }
-        if let Some(objects) = limits.hca_objects() {
-            line.push_str(&format!(" hca_object={objects}"));
-        }
-        write(&directory.join("rdma.max"), &line)?;
+        apply_rdma(&target, device, limits)?;
     }
     if let Some(unified) = resources.unified().as_ref().filter(|map| !map.is_empty()) {
-        apply_unified(cgroup, unified)?;
+        apply_unified(&target, unified)?;
     }
     Ok(())
 }
 
-fn v1_only(unified: bool, field: &str) -> Result<()> {
-    if unified {
-        return Err(Error::Unsupported {
-            field: format!("linux.resources.{field}"),
-            reason: "cgroup version 2 has no such limit",
-        });
+/// `pids.max` for `pids.limit`: a negative number is no limit (runtime-spec 1.3).
+///
+/// 0 allows what 1 does, no fork, but would also keep the first process from being born in the cgroup.
+fn pids_max(limit: i64) -> String {
+    match limit {
+        0 => "1".to_owned(),
+        limit => number_or_max(limit),
     }
-    Ok(())
+}
+
+fn number_or_max(value: i64) -> String {
+    match value {
+        value if value < 0 => "max".to_owned(),
+        value => value.to_string(),
+    }
 }
 
 /// The weight of version 2 (1 to 10000) for CPU shares of version 1 (2 to 262144).
@@ -144,309 +187,508 @@ pub fn cpu_weight(shares: u64) -> u64 {
     }
 }
 
-fn apply_cpu(target: &Target<'_>, cpu: &LinuxCpu) -> Result<()> {
-    if cpu.cpus().as_ref().is_some_and(|value| !value.is_empty())
-        || cpu.mems().as_ref().is_some_and(|value| !value.is_empty())
-    {
-        let (directory, _) = target.directory("cpuset", "cpu.cpus")?;
-        for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
-            if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
-                write(&directory.join(file), value)?;
-            }
+fn apply_cpuset(target: &Target<'_>, cpu: &LinuxCpu) -> Result<()> {
+    for (field, file, value) in [
+        ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
+        ("cpu.mems", "cpuset.mems", cpu.mems()),
+    ] {
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+            target.files("cpuset", field)?.put(field, file, value)?;
         }
-    }
-    let wanted = cpu.shares().is_some()
-        || cpu.quota().is_some()
-        || cpu.period().is_some()
-        || cpu.burst().is_some()
-        || cpu.idle().is_some()
-        || cpu.realtime_period().is_some()
-        || cpu.realtime_runtime().is_some();
-    if !wanted {
-        return Ok(());
-    }
-    let (directory, unified) = target.directory("cpu", "cpu")?;
-    let shares = cpu.shares().filter(|shares| *shares != 0);
-    if unified {
-        if cpu.realtime_period().is_some_and(|value| value != 0)
-            || cpu.realtime_runtime().is_some_and(|value| value != 0)
-        {
-            v1_only(true, "cpu.realtimeRuntime")?;
-        }
-        if let Some(idle) = cpu.idle() {
-            write(&directory.join("cpu.idle"), &idle.to_string())?;
-        }
-        if let Some(shares) = shares {
-            write(
-                &directory.join("cpu.weight"),
-                &cpu_weight(shares).to_string(),
-            )?;
-        }
-        if cpu.quota().is_some() || cpu.period().is_some() {
-            let quota = match cpu.quota() {
-                Some(quota) if quota > 0 => quota.to_string(),
-                _ => "max".to_owned(),
-            };
-            let period = cpu
-                .period()
-                .filter(|period| *period != 0)
-                .unwrap_or(100_000);
-            write(&directory.join("cpu.max"), &format!("{quota} {period}"))?;
-        }
-        if let Some(burst) = cpu.burst() {
-            write(&directory.join("cpu.max.burst"), &burst.to_string())?;
-        }
-        return Ok(());
-    }
-    let put = |file: &str, value: String| write(&directory.join(file), &value);
-    if let Some(idle) = cpu.idle() {
-        put("cpu.idle", idle.to_string())?;
-    }
-    if let Some(shares) = shares {
-        put("cpu.shares", shares.to_string())?;
-    }
-    if let Some(period) = cpu.period().filter(|value| *value != 0) {
-        // A running container's old quota may not fit the new period: then the quota goes first.
-        if put("cpu.cfs_period_us", period.to_string()).is_err() {
-            if let Some(quota) = cpu.quota() {
-                put("cpu.cfs_quota_us", quota.to_string())?;
-            }
-            put("cpu.cfs_period_us", period.to_string())?;
-        }
-    }
-    if let Some(quota) = cpu.quota().filter(|value| *value != 0) {
-        put("cpu.cfs_quota_us", quota.to_string())?;
-    }
-    if let Some(burst) = cpu.burst() {
-        put("cpu.cfs_burst_us", burst.to_string())?;
-    }
-    if let Some(period) = cpu.realtime_period().filter(|value| *value != 0) {
-        put("cpu.rt_period_us", period.to_string())?;
-    }
-    if let Some(runtime) = cpu.realtime_runtime().filter(|value| *value != 0) {
-        put("cpu.rt_runtime_us", runtime.to_string())?;
     }
     Ok(())
+}
+
+fn apply_cpu(target: &Target<'_>, cpu: &LinuxCpu) -> Result<()> {
+    // 0 means "not given" as Go clients write it, except for what has a meaning of 0.
+    let shares = cpu.shares().filter(|value| *value != 0);
+    let quota = cpu.quota().filter(|value| *value != 0);
+    let period = cpu.period().filter(|value| *value != 0);
+    let realtime_period = cpu.realtime_period().filter(|value| *value != 0);
+    let realtime_runtime = cpu.realtime_runtime().filter(|value| *value != 0);
+    let (burst, idle) = (cpu.burst(), cpu.idle());
+    let field = match (shares, quota, period, burst, idle) {
+        (Some(_), ..) => "cpu.shares",
+        (_, Some(_), ..) => "cpu.quota",
+        (_, _, Some(_), ..) => "cpu.period",
+        (_, _, _, Some(_), _) => "cpu.burst",
+        (_, _, _, _, Some(_)) => "cpu.idle",
+        _ if realtime_period.is_some() => "cpu.realtimePeriod",
+        _ if realtime_runtime.is_some() => "cpu.realtimeRuntime",
+        _ => return Ok(()),
+    };
+    let files = target.files("cpu", field)?;
+    if let Some(idle) = idle {
+        files.put("cpu.idle", "cpu.idle", &idle.to_string())?;
+    }
+    if let Some(shares) = shares {
+        if idle == Some(1) {
+            return Err(unsupported(
+                "cpu.shares",
+                "an idle cgroup (cpu.idle) has the least weight; leave one of the two out",
+            ));
+        }
+        match files.unified {
+            true => files.put("cpu.shares", "cpu.weight", &cpu_weight(shares).to_string())?,
+            false => files.put("cpu.shares", "cpu.shares", &shares.to_string())?,
+        }
+    }
+    // Burst must never be greater than the quota: what fails before the new quota is set is tried after it.
+    let burst_file = match files.unified {
+        true => "cpu.max.burst",
+        false => "cpu.cfs_burst_us",
+    };
+    let put_burst = || match burst {
+        Some(burst) => files.put("cpu.burst", burst_file, &burst.to_string()),
+        None => Ok(()),
+    };
+    let early = put_burst();
+    match files.unified {
+        true => put_bandwidth(&files, quota, period)?,
+        false => put_bandwidth_v1(&files, quota, period)?,
+    }
+    if early.is_err() {
+        put_burst()?;
+    }
+    if let Some(period) = realtime_period {
+        files.only_v1("cpu.realtimePeriod")?;
+        let period = period.to_string();
+        files.put("cpu.realtimePeriod", "cpu.rt_period_us", &period)?;
+    }
+    if let Some(runtime) = realtime_runtime {
+        files.only_v1("cpu.realtimeRuntime")?;
+        let runtime = runtime.to_string();
+        files.put("cpu.realtimeRuntime", "cpu.rt_runtime_us", &runtime)?;
+    }
+    Ok(())
+}
+
+/// Quota and period are one file in version 2. What is not given stays as it is.
+fn put_bandwidth(files: &Files, quota: Option<i64>, period: Option<u64>) -> Result<()> {
+    let line = match (quota, period) {
+        (None, None) => return Ok(()),
+        // Without a period the kernel keeps the old one.
+        (Some(quota), None) => number_or_max(quota),
+        (Some(quota), Some(period)) => format!("{} {period}", number_or_max(quota)),
+        (None, Some(period)) => {
+            let now = read(&files.directory.join("cpu.max"))?;
+            let quota = now.split_whitespace().next().unwrap_or("max");
+            format!("{quota} {period}")
+        }
+    };
+    let field = match quota {
+        Some(_) => "cpu.quota",
+        None => "cpu.period",
+    };
+    files.put(field, "cpu.max", &line)
+}
+
+fn put_bandwidth_v1(files: &Files, quota: Option<i64>, period: Option<u64>) -> Result<()> {
+    let put_quota = || match quota {
+        Some(quota) => files.put("cpu.quota", "cpu.cfs_quota_us", &quota.to_string()),
+        None => Ok(()),
+    };
+    if let Some(period) = period {
+        let put = || files.put("cpu.period", "cpu.cfs_period_us", &period.to_string());
+        // A running container's old quota may not fit the new period: then the quota goes first.
+        if put().is_err() {
+            put_quota()?;
+            return put();
+        }
+    }
+    put_quota()
+}
+
+/// `memory.swap.max`, which counts swap alone, for `memory.swap`, which counts memory and swap together.
+fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
+    match (limit, swap) {
+        (Some(limit), None) if limit < 0 => Ok(Some(-1)),
+        (_, None) => Ok(None),
+        (_, Some(swap)) if swap < 0 => Ok(Some(-1)),
+        (Some(limit), Some(swap)) if limit > 0 && swap >= limit => Ok(Some(swap - limit)),
+        (Some(limit), Some(_)) if limit > 0 => Err(unsupported(
+            "memory.swap",
+            "it is memory plus swap, so it cannot be less than the memory limit",
+        )),
+        _ => Err(unsupported(
+            "memory.swap",
+            "on cgroup version 2 it needs a memory limit beside it",
+        )),
+    }
 }
 
 fn apply_memory(target: &Target<'_>, memory: &LinuxMemory) -> Result<()> {
     // 0 means "not given" as Go clients write it.
     let given = |value: Option<i64>| value.filter(|value| *value != 0);
-    let limit = given(memory.limit());
-    let swap = given(memory.swap());
+    let (limit, swap) = (given(memory.limit()), given(memory.swap()));
     let reservation = given(memory.reservation());
-    let kernel = given(memory.kernel());
-    if kernel.is_some_and(|value| value > 0) {
-        return Err(Error::Unsupported {
-            field: "linux.resources.memory.kernel".to_owned(),
-            reason: "Linux has had no such limit since 5.16; leave it out",
-        });
+    let tcp = given(memory.kernel_tcp());
+    if memory.kernel().is_some_and(|value| value > 0) {
+        return Err(unsupported(
+            "memory.kernel",
+            "Linux has had no such limit since 5.16; leave it out",
+        ));
     }
-    let disable_oom_killer = memory.disable_oom_killer().unwrap_or(false);
-    let kernel_tcp = given(memory.kernel_tcp());
-    if limit.is_none()
-        && swap.is_none()
-        && reservation.is_none()
-        && kernel_tcp.is_none()
-        && memory.swappiness().is_none()
-        && !disable_oom_killer
-    {
-        return Ok(());
+    let oom_killer = memory.disable_oom_killer();
+    let field = match (limit, swap, reservation, tcp) {
+        (Some(_), ..) => "memory.limit",
+        (_, Some(_), ..) => "memory.swap",
+        (_, _, Some(_), _) => "memory.reservation",
+        (_, _, _, Some(_)) => "memory.kernelTCP",
+        _ if memory.swappiness().is_some() => "memory.swappiness",
+        _ if oom_killer == Some(true) => "memory.disableOOMKiller",
+        _ if memory.use_hierarchy().is_some() => "memory.useHierarchy",
+        _ => return Ok(()),
+    };
+    let files = target.files("memory", field)?;
+    if files.unified {
+        apply_memory_v2(&files, memory, (limit, swap), reservation, tcp)
+    } else {
+        apply_memory_v1(&files, memory, (limit, swap), reservation, tcp)
     }
-    let (directory, unified) = target.directory("memory", "memory")?;
-    let put = |file: &str, value: String| write(&directory.join(file), &value);
-    if let (Some(swap), Some(limit)) = (swap, limit)
+}
+
+fn apply_memory_v2(
+    files: &Files,
+    memory: &LinuxMemory,
+    (limit, swap): (Option<i64>, Option<i64>),
+    reservation: Option<i64>,
+    tcp: Option<i64>,
+) -> Result<()> {
+    if memory.disable_oom_killer() == Some(true) {
+        files.only_v1("memory.disableOOMKiller")?;
+    }
+    if memory.swappiness().is_some() {
+        files.only_v1("memory.swappiness")?;
+    }
+    if tcp.is_some_and(|value| value > 0) {
+        files.only_v1("memory.kernelTCP")?;
+    }
+    if memory.use_hierarchy() == Some(false) {
+        return Err(unsupported(
+            "memory.useHierarchy",
+            "cgroup version 2 always counts the cgroups below; leave it out",
+        ));
+    }
+    let alone = swap_max(limit, swap)?;
+    if memory.check_before_update() == Some(true) {
+        let usage = read(&files.directory.join("memory.current"))?;
+        check_usage(usage.trim().parse().unwrap_or(0), limit, swap)?;
+    }
+    if let Some(alone) = alone {
+        match files.put("memory.swap", "memory.swap.max", &number_or_max(alone)) {
+            // Where there is no swap, both no swap and all of it are what there is.
+            Err(error) if alone <= 0 && is_missing(&error) => {}
+            other => other?,
+        }
+    }
+    if let Some(limit) = limit {
+        files.put("memory.limit", "memory.max", &number_or_max(limit))?;
+    }
+    if let Some(reservation) = reservation {
+        let low = number_or_max(reservation);
+        files.put("memory.reservation", "memory.low", &low)?;
+    }
+    Ok(())
+}
+
+/// `memory.checkBeforeUpdate`: version 1 refuses a limit below what is in use, version 2 would kill.
+fn check_usage(usage: u64, limit: Option<i64>, swap: Option<i64>) -> Result<()> {
+    for (field, value) in [("memory.limit", limit), ("memory.swap", swap)] {
+        if value.is_some_and(|value| u64::try_from(value).is_ok_and(|value| value <= usage)) {
+            return Err(unsupported(
+                field,
+                "more memory is in use now, and checkBeforeUpdate is set",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn apply_memory_v1(
+    files: &Files,
+    memory: &LinuxMemory,
+    (limit, swap): (Option<i64>, Option<i64>),
+    reservation: Option<i64>,
+    tcp: Option<i64>,
+) -> Result<()> {
+    if let (Some(limit), Some(swap)) = (limit, swap)
         && swap > 0
         && (limit < 0 || swap < limit)
     {
-        return Err(Error::Unsupported {
-            field: "linux.resources.memory.swap".to_owned(),
-            reason: "it is memory plus swap, so it cannot be less than the memory limit",
-        });
+        return Err(unsupported(
+            "memory.swap",
+            "it is memory plus swap, so it cannot be less than the memory limit",
+        ));
     }
-    if unified {
-        if disable_oom_killer {
-            v1_only(true, "memory.disableOOMKiller")?;
-        }
-        if memory.swappiness().is_some() {
-            v1_only(true, "memory.swappiness")?;
-        }
-        if kernel_tcp.is_some_and(|value| value > 0) {
-            v1_only(true, "memory.kernelTCP")?;
-        }
-        let max = |value: i64| match value {
-            value if value < 0 => "max".to_owned(),
-            value => value.to_string(),
-        };
-        if let Some(swap) = swap {
-            // Version 1 counts memory and swap together, version 2 swap alone.
-            let alone = match (swap, limit) {
-                (swap, _) if swap < 0 => -1,
-                (swap, Some(limit)) if limit > 0 => swap - limit,
-                _ => {
-                    return Err(Error::Unsupported {
-                        field: "linux.resources.memory.swap".to_owned(),
-                        reason: "on cgroup version 2 it needs a memory limit beside it",
-                    });
-                }
-            };
-            put("memory.swap.max", max(alone))?;
-        }
-        if let Some(limit) = limit {
-            put("memory.max", max(limit))?;
-        }
-        if let Some(reservation) = reservation {
-            put("memory.low", max(reservation))?;
-        }
-        return Ok(());
+    if let Some(hierarchy) = memory.use_hierarchy() {
+        let value = u8::from(hierarchy).to_string();
+        files.put("memory.useHierarchy", "memory.use_hierarchy", &value)?;
     }
-    match (limit, swap) {
-        (Some(limit), Some(swap)) => {
+    let put_limit = || match limit {
+        Some(limit) => files.put("memory.limit", "memory.limit_in_bytes", &limit.to_string()),
+        None => Ok(()),
+    };
+    let put_swap = |swap: i64| {
+        let file = "memory.memsw.limit_in_bytes";
+        match files.put("memory.swap", file, &swap.to_string()) {
+            Err(error) if swap < 0 && is_missing(&error) => Ok(()),
+            other => other,
+        }
+    };
+    // No memory limit beside an old limit of both would be refused.
+    let swap = swap.or(limit.filter(|limit| *limit < 0));
+    match swap {
+        Some(swap) => {
             // Memory plus swap can never be less than memory: the order depends on what is there now.
-            let first = put("memory.limit_in_bytes", limit.to_string());
-            put("memory.memsw.limit_in_bytes", swap.to_string())?;
-            if first.is_err() {
-                put("memory.limit_in_bytes", limit.to_string())?;
+            let early = put_limit();
+            put_swap(swap)?;
+            if early.is_err() {
+                put_limit()?;
             }
         }
-        (Some(limit), None) => put("memory.limit_in_bytes", limit.to_string())?,
-        (None, Some(swap)) => put("memory.memsw.limit_in_bytes", swap.to_string())?,
-        (None, None) => {}
+        None => put_limit()?,
     }
     if let Some(reservation) = reservation {
-        put("memory.soft_limit_in_bytes", reservation.to_string())?;
+        let soft = reservation.to_string();
+        files.put("memory.reservation", "memory.soft_limit_in_bytes", &soft)?;
     }
-    if let Some(tcp) = kernel_tcp {
-        put("memory.kmem.tcp.limit_in_bytes", tcp.to_string())?;
+    if let Some(tcp) = tcp {
+        let file = "memory.kmem.tcp.limit_in_bytes";
+        files.put("memory.kernelTCP", file, &tcp.to_string())?;
     }
     if let Some(swappiness) = memory.swappiness() {
-        put("memory.swappiness", swappiness.to_string())?;
+        let swappiness = swappiness.to_string();
+        files.put("memory.swappiness", "memory.swappiness", &swappiness)?;
     }
-    if disable_oom_killer {
-        put("memory.oom_control", "1".to_owned())?;
+    if let Some(disable) = memory.disable_oom_killer() {
+        let value = u8::from(disable).to_string();
+        files.put("memory.disableOOMKiller", "memory.oom_control", &value)?;
     }
     Ok(())
+}
+
+fn apply_huge_pages(target: &Target<'_>, index: usize, huge: &LinuxHugepageLimit) -> Result<()> {
+    let field = format!("hugepageLimits[{index}]");
+    let files = target.files("hugetlb", &field)?;
+    let size = huge.page_size();
+    let name = match files.unified {
+        true => "max",
+        false => "limit_in_bytes",
+    };
+    let file = format!("hugetlb.{size}.{name}");
+    if size.contains('/') || !files.has(&file) {
+        return Err(unsupported(
+            &format!("{field}.pageSize"),
+            "this system has no huge pages of that size; the form is \"2MB\"",
+        ));
+    }
+    let limit = match files.unified {
+        true => number_or_max(huge.limit()),
+        false => huge.limit().to_string(),
+    };
+    let field = format!("{field}.limit");
+    files.put(&field, &file, &limit)?;
+    // A limit on reservations, which fails in mmap and not by a signal, is newer (Linux 5.7).
+    match files.put(&field, &format!("hugetlb.{size}.rsvd.{name}"), &limit) {
+        Err(error) if is_missing(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn apply_network(target: &Target<'_>, network: &LinuxNetwork) -> Result<()> {
+    if let Some(class) = network.class_id() {
+        let files = target.files("net_cls", "network.classID")?;
+        files.put("network.classID", "net_cls.classid", &class.to_string())?;
+    }
+    for (index, one) in network.priorities().iter().flatten().enumerate() {
+        let field = format!("network.priorities[{index}]");
+        let files = target.files("net_prio", &field)?;
+        let line = format!("{} {}", one.name(), one.priority());
+        files.put(&field, "net_prio.ifpriomap", &line)?;
+    }
+    Ok(())
+}
+
+fn apply_rdma(target: &Target<'_>, device: &str, limits: &LinuxRdma) -> Result<()> {
+    let field = format!("rdma[{device:?}]");
+    let files = target.files("rdma", &field)?;
+    let mut line = device.to_owned();
+    for (name, value) in [
+        ("hca_handle", limits.hca_handles()),
+        ("hca_object", limits.hca_objects()),
+    ] {
+        if let Some(value) = value {
+            line.push_str(&format!(" {name}={value}"));
+        }
+    }
+    if line.len() == device.len() {
+        return Err(unsupported(
+            &field,
+            "it needs hcaHandles, hcaObjects or both",
+        ));
+    }
+    files.put(&field, "rdma.max", &line)
 }
 
 fn apply_block(target: &Target<'_>, block: &LinuxBlockIo) -> Result<()> {
-    let throttles: [(&str, &str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        ("read_bps", "rbps", block.throttle_read_bps_device()),
-        ("write_bps", "wbps", block.throttle_write_bps_device()),
-        ("read_iops", "riops", block.throttle_read_iops_device()),
-        ("write_iops", "wiops", block.throttle_write_iops_device()),
+    let throttles: [(&str, &str, &str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+        (
+            "throttleReadBpsDevice",
+            "read_bps",
+            "rbps",
+            block.throttle_read_bps_device(),
+        ),
+        (
+            "throttleWriteBpsDevice",
+            "write_bps",
+            "wbps",
+            block.throttle_write_bps_device(),
+        ),
+        (
+            "throttleReadIOPSDevice",
+            "read_iops",
+            "riops",
+            block.throttle_read_iops_device(),
+        ),
+        (
+            "throttleWriteIOPSDevice",
+            "write_iops",
+            "wiops",
+            block.throttle_write_iops_device(),
+        ),
     ];
-    let weights = block.weight_device().iter().flatten();
-    let wanted = block.weight().is_some_and(|value| value != 0)
-        || block.leaf_weight().is_some_and(|value| value != 0)
-        || weights.clone().next().is_some()
-        || throttles
-            .iter()
-            .any(|(_, _, devices)| devices.iter().flatten().next().is_some());
-    if !wanted {
-        return Ok(());
+    // 0 means "not given" as Go clients write it.
+    let given = |value: Option<u16>| value.filter(|value| *value != 0).map(u64::from);
+    let mut weights = vec![(
+        "blockIO".to_owned(),
+        None,
+        given(block.weight()),
+        given(block.leaf_weight()),
+    )];
+    for (index, one) in block.weight_device().iter().flatten().enumerate() {
+        weights.push((
+            format!("blockIO.weightDevice[{index}]"),
+            Some(format!("{}:{}", one.major(), one.minor())),
+            given(one.weight()),
+            given(one.leaf_weight()),
+        ));
     }
-    let (directory, unified) = target.directory("blkio", "blockIO")?;
-    let leaf = block.leaf_weight().is_some_and(|value| value != 0)
-        || weights
-            .clone()
-            .any(|one| one.leaf_weight().is_some_and(|value| value != 0));
-    if leaf {
-        return Err(Error::Unsupported {
-            field: "linux.resources.blockIO.leafWeight".to_owned(),
-            reason: "Linux has had no such weight since 5.0; leave it out",
-        });
-    }
-    if let Some(weight) = block.weight().filter(|value| *value != 0) {
-        write_weight(&directory, unified, None, u64::from(weight))?;
-    }
-    for device in weights {
-        if let Some(weight) = device.weight() {
-            let name = format!("{}:{}", device.major(), device.minor());
-            write_weight(&directory, unified, Some(&name), u64::from(weight))?;
+    for (field, device, weight, leaf) in &weights {
+        if let Some(weight) = weight {
+            let field = format!("{field}.weight");
+            let files = target.files("blkio", &field)?;
+            put_weight(&files, &field, device.as_deref(), *weight)?;
+        }
+        if let Some(leaf) = leaf {
+            let field = format!("{field}.leafWeight");
+            let files = target.files("blkio", &field)?;
+            put_leaf_weight(&files, &field, device.as_deref(), *leaf)?;
         }
     }
-    for (v1, v2, devices) in throttles {
-        for device in devices.iter().flatten() {
-            let name = format!("{}:{}", device.major(), device.minor());
-            if unified {
-                let rate = match device.rate() {
-                    0 => "max".to_owned(),
-                    rate => rate.to_string(),
-                };
-                write(&directory.join("io.max"), &format!("{name} {v2}={rate}"))?;
+    for (name, v1, v2, devices) in throttles {
+        for (index, device) in devices.iter().flatten().enumerate() {
+            let field = format!("blockIO.{name}[{index}]");
+            let files = target.files("blkio", &field)?;
+            let number = format!("{}:{}", device.major(), device.minor());
+            let rate = device.rate();
+            if !files.unified {
+                let file = format!("blkio.throttle.{v1}_device");
+                files.put(&field, &file, &format!("{number} {rate}"))?;
+            } else if rate == 0 {
+                files.put(&field, "io.max", &format!("{number} {v2}=max"))?;
             } else {
-                write(
-                    &directory.join(format!("blkio.throttle.{v1}_device")),
-                    &format!("{name} {}", device.rate()),
-                )?;
+                files.put(&field, "io.max", &format!("{number} {v2}={rate}"))?;
             }
         }
     }
     Ok(())
 }
 
+/// The weight of version 2's `io.weight` (1 to 10000) for a weight of version 1 (10 to 1000).
+fn io_weight(weight: u64) -> Option<u64> {
+    (10..=1000)
+        .contains(&weight)
+        .then(|| 1 + (weight - 10) * 9999 / 990)
+}
+
 /// The weight files depend on the I/O scheduler: BFQ has its own, and version 2 a general one beside it.
-fn write_weight(directory: &Path, unified: bool, device: Option<&str>, weight: u64) -> Result<()> {
-    let line = |weight: u64| match device {
+fn put_weight(files: &Files, field: &str, device: Option<&str>, weight: u64) -> Result<()> {
+    let line = |weight: u64, all: &str| match device {
         Some(device) => format!("{device} {weight}"),
-        None => weight.to_string(),
+        None => format!("{all}{weight}"),
     };
-    if !unified {
+    if !files.unified {
         let names = match device {
             None => ["blkio.bfq.weight", "blkio.weight"],
             Some(_) => ["blkio.bfq.weight_device", "blkio.weight_device"],
         };
-        let name = names
-            .into_iter()
-            .find(|name| directory.join(name).exists())
-            .ok_or(Error::Unsupported {
-                field: "linux.resources.blockIO.weight".to_owned(),
-                reason: "no I/O scheduler of this system has weights",
-            })?;
-        return write(&directory.join(name), &line(weight));
+        let name = names.into_iter().find(|name| files.has(name));
+        let name = name.ok_or_else(|| unsupported(field, "no I/O scheduler here has weights"))?;
+        return files.put(field, name, &line(weight, ""));
     }
-    let bfq = directory.join("io.bfq.weight");
-    if bfq.exists() {
-        return write(&bfq, &line(weight));
+    if files.has("io.bfq.weight") {
+        return files.put(field, "io.bfq.weight", &line(weight, ""));
     }
-    // From 10..1000 of version 1 to 1..10000 of version 2.
-    let converted = 1 + weight.saturating_sub(10) * 9999 / 990;
-    let line = match device {
-        Some(device) => format!("{device} {converted}"),
-        None => format!("default {converted}"),
-    };
-    write(&directory.join("io.weight"), &line)
+    if !files.has("io.weight") {
+        return Err(unsupported(field, "no I/O scheduler here has weights"));
+    }
+    let weight = io_weight(weight).ok_or_else(|| unsupported(field, "it must be 10 to 1000"))?;
+    files.put(field, "io.weight", &line(weight, "default "))
 }
 
-fn apply_unified(
-    cgroup: &Cgroup,
-    values: &std::collections::HashMap<String, String>,
-) -> Result<()> {
-    let Some(directory) = cgroup.unified() else {
-        return Err(Error::Unsupported {
-            field: "linux.resources.unified".to_owned(),
-            reason: "this system has no cgroup version 2 hierarchy",
-        });
+/// CFQ alone had it, which went with Linux 5.0.
+fn put_leaf_weight(files: &Files, field: &str, device: Option<&str>, weight: u64) -> Result<()> {
+    let (name, line) = match device {
+        None => ("blkio.leaf_weight", weight.to_string()),
+        Some(device) => ("blkio.leaf_weight_device", format!("{device} {weight}")),
+    };
+    if files.unified || !files.has(name) {
+        return Err(unsupported(
+            field,
+            "Linux has had no such weight since 5.0; leave it out",
+        ));
+    }
+    files.put(field, name, &line)
+}
+
+fn apply_unified(target: &Target<'_>, values: &HashMap<String, String>) -> Result<()> {
+    let Some(directory) = target.cgroup.unified() else {
+        return Err(unsupported(
+            "unified",
+            "this system has no cgroup version 2 hierarchy",
+        ));
+    };
+    let files = Files {
+        directory,
+        unified: true,
     };
     let mut names: Vec<_> = values.iter().collect();
+    // cpu.max before cpu.max.burst, and the same order in every run.
     names.sort();
     for (name, value) in names {
-        let field = || format!("linux.resources.unified[{name:?}]");
-        if name.contains('/') || name.starts_with("cgroup.") || !name.contains('.') {
-            return Err(Error::Unsupported {
-                field: field(),
-                reason: "it must name the file of a controller, such as memory.high",
-            });
+        let field = format!("unified[{name:?}]");
+        let controller = match name.split_once('.') {
+            Some(("cgroup", rest)) if rest.starts_with("max.") => "cgroup",
+            Some((controller, _)) if controller != "cgroup" && !name.contains('/') => controller,
+            _ => {
+                return Err(unsupported(
+                    &field,
+                    "it must name the file of a controller, such as memory.high",
+                ));
+            }
+        };
+        if controller != "cgroup" {
+            target.has(&files.directory, controller)?;
         }
-        let path = directory.join(name);
-        if !path.exists() {
-            return Err(Error::Unsupported {
-                field: field(),
-                reason: "there is no such file; the controller is not available here",
-            });
+        if !files.has(name) {
+            return Err(unsupported(
+                &field,
+                "there is no such file; the controller is not available here",
+            ));
         }
         for line in value.lines() {
-            write(&path, line)?;
+            files.put(&field, name, line)?;
         }
     }
     Ok(())
@@ -463,5 +705,42 @@ mod tests {
         assert_eq!(cpu_weight(262_144), 10_000);
         assert_eq!(cpu_weight(u64::MAX), 10_000);
         assert!(cpu_weight(512) < 100 && cpu_weight(2048) > 100);
+    }
+
+    #[test]
+    fn block_weights_map_at_both_ends_and_in_the_middle() {
+        assert_eq!(io_weight(10), Some(1));
+        assert_eq!(io_weight(500), Some(4950));
+        assert_eq!(io_weight(1000), Some(10_000));
+        assert_eq!(io_weight(9), None);
+        assert_eq!(io_weight(1001), None);
+    }
+
+    #[test]
+    fn swap_alone_is_both_less_memory() {
+        assert_eq!(swap_max(Some(100), Some(300)).unwrap(), Some(200));
+        assert_eq!(swap_max(Some(100), Some(100)).unwrap(), Some(0));
+        assert_eq!(swap_max(Some(100), Some(-1)).unwrap(), Some(-1));
+        assert_eq!(swap_max(None, Some(-1)).unwrap(), Some(-1));
+        assert_eq!(swap_max(Some(-1), None).unwrap(), Some(-1));
+        assert_eq!(swap_max(Some(100), None).unwrap(), None);
+        assert!(swap_max(Some(100), Some(99)).is_err());
+        assert!(swap_max(None, Some(100)).is_err());
+        assert!(swap_max(Some(-1), Some(100)).is_err());
+    }
+
+    #[test]
+    fn a_limit_below_the_usage_is_refused_when_that_is_asked_for() {
+        assert!(check_usage(100, Some(101), None).is_ok());
+        assert!(check_usage(100, Some(-1), Some(-1)).is_ok());
+        assert!(check_usage(100, Some(100), None).is_err());
+        assert!(check_usage(100, None, Some(50)).is_err());
+    }
+
+    #[test]
+    fn a_pids_limit_is_a_number_or_none() {
+        assert_eq!(pids_max(-1), "max");
+        assert_eq!(pids_max(0), "1");
+        assert_eq!(pids_max(7), "7");
     }
 }

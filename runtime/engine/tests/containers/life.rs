@@ -341,7 +341,7 @@ fn fifty_containers_leave_nothing() {
 }
 
 fn a_process_can_be_put_into_a_cgroup() {
-    let cgroup = Cgroup::new(format!("/rt/engine-add-{}", std::process::id()).as_ref()).unwrap();
+    let cgroup = Cgroup::new(format!("/rt-engine-add-{}", std::process::id()).as_ref()).unwrap();
     cgroup.create().unwrap();
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);

@@ -9,6 +9,7 @@
     reason = "a test fails by panicking; without the usual harness the lints do not know that it is one"
 )]
 
+mod cgroup;
 mod exec;
 mod fixture;
 mod life;
@@ -21,7 +22,14 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = [process::TESTS, rootfs::TESTS, life::TESTS, exec::TESTS].concat();
+    let tests: Vec<Test> = [
+        process::TESTS,
+        rootfs::TESTS,
+        life::TESTS,
+        exec::TESTS,
+        cgroup::TESTS,
+    ]
+    .concat();
     if let [flag, name] = &args[..]
         && flag == "--one"
     {
