@@ -54,13 +54,16 @@ impl Child {
 
 /// Clones this process with the namespace flags given; `None` is the child's answer.
 ///
-/// With a cgroup the child is born in it (cgroup v2 and the unified hierarchy of the hybrid layout).
+/// With `CLONE_PARENT` the child is our parent's and ends for it as we do. With a cgroup the child is born in it (cgroup v2 and the unified hierarchy of the hybrid layout).
 pub(crate) fn clone(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Child>> {
     let mut pidfd: libc::c_int = -1;
     let mut args = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64,
         pidfd: &raw mut pidfd as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: match flags & libc::CLONE_PARENT as u64 {
+            0 => libc::SIGCHLD as u64,
+            _ => 0,
+        },
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {

@@ -1,50 +1,49 @@
 //! Makes a container's first process: parent and child side.
 //!
-//! The parent clones straight into the cgroup and the new pid and user namespaces. The child lets libcontainer
-//! prepare the root file system and the other namespaces, finishes with the steps of [`Workload`], and waits.
+//! The parent opens and compiles all that it can before, then clones straight into the cgroup and the new namespaces.
+//! The child makes the root file system ([`crate::rootfs`]), takes the steps of [`Workload`], and waits for its start.
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
 
-use libcgroups::common::CgroupConfig;
-use libcontainer::container::{Container, ContainerStatus, State};
-use libcontainer::notify_socket::NotifyListener;
-use libcontainer::process::args::{ContainerArgs, ContainerType};
-use libcontainer::process::channel::{
-    InitReceiver, InitSender, MainReceiver, MainSender, init_channel, main_channel,
-};
-use libcontainer::process::init::container_init_process;
-use libcontainer::syscall::syscall::SyscallType;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
-use crate::capture::Capture;
+use crate::attributes;
 use crate::cgroup::Entrance;
-use crate::clone::{Child, ExitGuard, clone, exit_now};
+use crate::clone::{Child, ExitGuard, clone, exit_now, pidfd_open};
 use crate::error::{Context, Error};
+use crate::handshake::{self, ChildEnd, Message, ParentEnd};
 use crate::hooks::Kind;
-use crate::namespaces::{self, ForChildren};
-use crate::report::{self, Failure, Reader, chain};
+use crate::namespaces::{self, Namespaces};
+use crate::report::{self, Failure, chain};
+use crate::rootfs::RootfsPlan;
 use crate::seccomp::Filter;
-use crate::spec::{adapt, hooks_of, namespace, path_of};
+use crate::spec::{hooks_of, namespace, path_of};
 use crate::stdio::Ready;
-use crate::workload::{Workload, hide_from_tracing};
+use crate::workload::{Workload, close_on_exec_from, hide_from_tracing, loopback_up};
 use crate::{CreateRequest, Created, Engine, limits, processes};
 
 /// What the two sides have in common before they part.
 struct Plan<'a> {
     spec: &'a Spec,
     process: &'a Process,
-    args: ContainerArgs,
+    namespaces: Namespaces,
+    rootfs: RootfsPlan<'a>,
+    stdio: Ready,
     workload: Workload,
     entrance: Entrance,
-    new_user: bool,
-    joined_user: Option<OwnedFd>,
+    /// Where the first process waits for [`Engine::start`].
+    start: File,
+    /// How many descriptors from number 3 on the program inherits.
+    preserve_fds: u32,
+    /// The state that hooks get, without the pid.
     state: serde_json::Value,
     waits_for_hooks: bool,
 }
@@ -55,20 +54,16 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
         .process()
         .as_ref()
         .ok_or_else(|| Error::unsupported("process", "it is missing"))?;
-    check_root(spec)?;
-    let seccomp = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
+    let linux = spec.linux().as_ref();
+    let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
     let seccomp = seccomp.map(Filter::compile).transpose()?;
     let stdio = std::mem::replace(&mut request.stdio, crate::Stdio::Inherit);
     let stdio = stdio.ready(process.terminal().unwrap_or(false))?;
+    let rootfs = RootfsPlan::new(spec, request.cgroup, request.no_pivot)?;
 
     let cgroup = request.cgroup;
     cgroup.create()?;
-    let mut resources = spec
-        .linux()
-        .as_ref()
+    let mut resources = linux
         .and_then(|linux| linux.resources().clone())
         .unwrap_or_default();
     if resources.devices().is_none() {
@@ -77,7 +72,6 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
     }
     cgroup.apply(&resources)?;
 
-    let adapted = adapt(spec)?;
     let state = serde_json::json!({
         "ociVersion": spec.version(),
         "id": request.id,
@@ -86,126 +80,77 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
         "annotations": spec.annotations().clone().unwrap_or_default(),
     });
     let mut workload = Workload::new(process, seccomp);
-    workload.mounts = adapted.mounts;
-    workload.loopback = namespace(spec, LinuxNamespaceType::Network)
-        .is_some_and(|network| path_of(network).is_none());
     workload.keyring = keyring(request.id, request.no_new_keyring)?;
-    workload.start_hooks = hooks_of(spec)
-        .into_iter()
-        .find(|(kind, _)| *kind == Kind::StartContainer)
-        .map(|(_, hooks)| hooks.to_vec())
+    let hooks = |wanted: Kind| {
+        hooks_of(spec)
+            .into_iter()
+            .find(|(kind, hooks)| *kind == wanted && !hooks.is_empty())
+            .map(|(_, hooks)| hooks)
+    };
+    workload.start_hooks = hooks(Kind::StartContainer)
+        .map(<[_]>::to_vec)
         .unwrap_or_default();
     workload.state = state.clone();
     workload.state["status"] = "created".into();
+    // Sockets that systemd opened for the program come behind those that the caller passes.
+    let activated = activation_sockets();
+    if activated > 0 {
+        workload.env.push(format!("LISTEN_FDS={activated}"));
+        workload.env.push("LISTEN_PID=1".to_owned());
+    }
 
-    let waits_for_hooks = adapted.spec.hooks().is_some();
-    let notify_listener = NotifyListener::new(&engine.start_socket()).map_err(|error| {
-        Error::Setup(format!("cannot make the start socket: {}", chain(&error)))
-    })?;
-    let args = container_args(&request, adapted.spec, &stdio, notify_listener, &workload)?;
     let plan = Plan {
         spec,
         process,
-        args,
+        namespaces: Namespaces::of_spec(spec)?,
+        rootfs,
+        stdio,
         workload,
         entrance: cgroup.entrance()?,
-        new_user: namespaces::birth_flags(spec) & libc::CLONE_NEWUSER as u64 != 0,
-        joined_user: namespaces::joined_user(spec)?,
+        start: make_start_pipe(&engine.start_pipe())?,
+        preserve_fds: request.preserve_fds.saturating_add(activated),
         state,
-        waits_for_hooks,
+        waits_for_hooks: [Kind::Prestart, Kind::CreateRuntime, Kind::CreateContainer]
+            .into_iter()
+            .any(|kind| hooks(kind).is_some()),
     };
-    let mut capture = Capture::new().context(|| "cannot make a memory file".to_owned())?;
-    let created = capture
-        .run(|| launch(&plan))
-        .context(|| "cannot use the memory file".to_owned())?;
-    created.map_err(|error| match (&error, capture.first()) {
-        // libcontainer's own words say more than the name of the step.
-        (Error::Setup(text), Some(cause)) if !text.contains(&cause) => {
-            Error::Setup(format!("{text}: {cause}"))
-        }
-        _ => error,
-    })
+    launch(plan)
 }
 
-/// A root whose /dev is a symbolic link would have its device nodes made wherever that leads, on the host.
-fn check_root(spec: &Spec) -> Result<(), Error> {
-    let Some(root) = spec.root() else {
-        return Ok(());
-    };
-    let path = root.path();
-    let metadata =
-        fs::metadata(path).context(|| format!("cannot use root.path {}", path.display()))?;
-    if !metadata.is_dir() {
-        return Err(Error::unsupported(
-            "root.path",
-            format!("{} is not a directory", path.display()),
-        ));
-    }
-    let dev = path.join("dev");
-    match fs::symlink_metadata(&dev) {
-        Ok(metadata) if !metadata.is_dir() => {
-            return Err(Error::unsupported(
-                "root.path",
-                format!("{} is not a directory", dev.display()),
-            ));
-        }
-        _ => {}
-    }
-    let mounted = spec
-        .mounts()
-        .iter()
-        .flatten()
-        .any(|mount| mount.destination() == Path::new("/dev"));
-    if !mounted {
-        remove_own_nodes(spec, &dev);
-    }
-    Ok(())
+/// The number of sockets in `LISTEN_FDS`, see sd_listen_fds(3).
+fn activation_sockets() -> u32 {
+    std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or_default()
 }
 
-/// Removes what an earlier container on the same root was given in /dev: libcontainer makes it anew and expects
-/// nothing there. Only links, and nodes of the very device that will be made, are taken for such.
-fn remove_own_nodes(spec: &Spec, dev: &Path) {
-    for name in ["kcore", "fd", "stdin", "stdout", "stderr"] {
-        let link = dev.join(name);
-        if fs::symlink_metadata(&link).is_ok_and(|one| one.is_symlink()) {
-            let _ = fs::remove_file(link);
-        }
-    }
-    let defaults = [
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("tty", 5, 0),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-    ];
-    let given = spec.linux().iter().flat_map(|linux| {
-        linux.devices().iter().flatten().filter_map(|one| {
-            Some((
-                one.path().strip_prefix("/dev").ok()?,
-                one.major(),
-                one.minor(),
-            ))
-        })
-    });
-    let defaults = defaults
-        .into_iter()
-        .map(|(name, major, minor)| (Path::new(name), major, minor));
-    for (name, major, minor) in defaults.chain(given) {
-        // Deeper ones could lead out of the root through a link.
-        if name.components().count() != 1 {
-            continue;
-        }
-        let node = dev.join(name);
-        let same = fs::symlink_metadata(&node).is_ok_and(|one| {
-            (one.file_type().is_char_device() || one.file_type().is_block_device())
-                && i64::from(libc::major(one.rdev())) == major
-                && i64::from(libc::minor(one.rdev())) == minor
-        });
-        if same {
-            let _ = fs::remove_file(node);
-        }
-    }
+/// A named pipe through which one byte comes when the program is to run.
+///
+/// The first process holds it open for both directions: it never sees its end, and who writes to it without anybody
+/// there is told so.
+fn make_start_pipe(path: &Path) -> Result<File, Error> {
+    let context = || format!("cannot make the start pipe {}", path.display());
+    nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).context(context)?;
+    File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .context(context)
+}
+
+/// Wakes the first process that waits at the pipe.
+pub(crate) fn start(path: &Path) -> Result<(), Error> {
+    let context =
+        || "cannot start the container: its first process does not wait (any more)".to_owned();
+    let mut pipe = File::options()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .context(context)?;
+    // Nobody can start it twice.
+    fs::remove_file(path).context(context)?;
+    pipe.write_all(b"s").context(context)
 }
 
 pub(crate) fn keyring(id: &str, keep: bool) -> Result<Option<CString>, Error> {
@@ -217,144 +162,89 @@ pub(crate) fn keyring(id: &str, keep: bool) -> Result<Option<CString>, Error> {
         .map_err(|_| Error::unsupported("id", "it contains NUL"))
 }
 
-fn container_args(
-    request: &CreateRequest<'_>,
-    spec: Spec,
-    stdio: &Ready,
-    notify_listener: NotifyListener,
-    workload: &Workload,
-) -> Result<ContainerArgs, Error> {
-    let rootfs = spec
-        .root()
-        .as_ref()
-        .map(|root| root.path().clone())
-        .unwrap_or_default();
-    let rootfs = rootfs
-        .canonicalize()
-        .context(|| format!("cannot resolve root.path {}", rootfs.display()))?;
-    let [stdin, stdout, stderr] = stdio.files();
-    let container = Container {
-        state: State::new(
-            request.id,
-            ContainerStatus::Creating,
-            None,
-            request.bundle.to_owned(),
-        ),
-        root: request.bundle.to_owned(),
+fn launch(plan: Plan<'_>) -> Result<Created, Error> {
+    let (ours, theirs) = handshake::pair()?;
+    let helped = plan.namespaces.need_helper();
+    let flags = match helped {
+        true => 0,
+        false => plan.namespaces.birth,
     };
-    Ok(ContainerArgs {
-        container_type: ContainerType::InitContainer,
-        syscall: SyscallType::default(),
-        spec: Rc::new(spec),
-        rootfs,
-        console_socket: stdio.console(),
-        notify_listener,
-        preserve_fds: i32::try_from(request.preserve_fds)
-            .map_err(|_| Error::unsupported("--preserve-fds", "the number is too large"))?,
-        container: Some(container),
-        user_ns_config: None,
-        // Only libcontainer's own parent process would use it.
-        cgroup_config: CgroupConfig {
-            cgroup_path: request.cgroup.path().to_owned(),
-            systemd_cgroup: false,
-            container_name: request.id.to_owned(),
-        },
-        detached: true,
-        executor: Box::new(workload.clone()),
-        no_pivot: request.no_pivot,
-        stdin,
-        stdout,
-        stderr,
-        as_sibling: false,
-        pid_file: None,
-    })
-}
-
-fn channel_error(error: libcontainer::process::channel::ChannelError) -> Error {
-    Error::Setup(chain(&error))
-}
-
-fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
-    let (mut main_sender, main_receiver) = main_channel().map_err(channel_error)?;
-    let (init_sender, mut init_receiver) = init_channel().map_err(channel_error)?;
-    let (failures, report) = report::pipe()?;
-    let (mapped, tell_mapped) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).context(|| "cannot make a pipe".to_owned())?;
-
-    let birth = ForChildren::of_spec(plan.spec)?;
-    let child = clone(
-        namespaces::birth_flags(plan.spec),
-        plan.entrance.born_in.as_ref().map(AsFd::as_fd),
-    )
-    .context(|| "cannot make the container's first process".to_owned())?;
+    let child = clone(flags, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
+        .context(|| "cannot make the container's first process".to_owned())?;
     let Some(child) = child else {
         let _guard = ExitGuard;
-        drop(tell_mapped);
-        let failure = first_process(plan, mapped, &mut main_sender, &mut init_receiver);
-        report.send(&failure);
-        exit_now(failure.exit_code());
+        drop(ours);
+        let failure = match helped {
+            true => help(plan, &theirs),
+            false => first_process(plan, &theirs),
+        };
+        let code = failure.exit_code();
+        theirs.send(&Message::Failed(failure));
+        exit_now(code);
     };
-    drop(birth);
-    drop(mapped);
-    drop(report);
-    // The child has the other ends; only with these closed is its end seen.
-    let closed = main_sender.close().and_then(|()| init_receiver.close());
-    let followed = closed
-        .map_err(channel_error)
-        .and_then(|()| follow(plan, &child, tell_mapped, main_receiver, init_sender));
-    match followed {
-        Ok(created) => Ok(created),
-        Err(error) => {
-            // A child that failed has reported and ended; one that we failed must be ended.
-            child.kill_and_reap();
-            Err(pick(failures, error))
-        }
-    }
-}
-
-/// The child's own report says more than that it ended.
-fn pick(failures: Reader, error: Error) -> Error {
-    match (failures.receive(), error) {
-        (Some(failure), Error::Setup(_)) => failure.into(),
-        (None, Error::Setup(text)) => Error::Setup(text),
-        (_, error) => error,
-    }
-}
-
-/// The parent's part: id maps, hooks, limits; until the first process waits for its start.
-fn follow(
-    plan: &Plan<'_>,
-    child: &Child,
-    tell_mapped: OwnedFd,
-    mut main_receiver: MainReceiver,
-    mut init_sender: InitSender,
-) -> Result<Created, Error> {
-    if plan.new_user {
-        namespaces::write_id_maps(child.pid, plan.spec)?;
-        File::from(tell_mapped)
-            .write_all(b"m")
-            .context(|| "cannot wake the container's first process".to_owned())?;
-    } else {
-        drop(tell_mapped);
-    }
-    if plan.waits_for_hooks {
-        main_receiver
-            .wait_for_hook_request()
-            .map_err(channel_error)?;
-        run_hooks(plan, child)?;
-        init_sender.hook_done().map_err(channel_error)?;
-    }
-    init_sender.close().map_err(channel_error)?;
-    main_receiver.wait_for_init_ready().map_err(channel_error)?;
-    main_receiver.close().map_err(channel_error)?;
-    limits::set_oom_score(child.pid, plan.process)?;
-    limits::raise_rlimits(child.pid, plan.process)?;
+    // The child has the other end; only with this one closed is its end seen.
+    drop(theirs);
+    let child = match helped {
+        true => helped_birth(&child, &ours)?,
+        false => child,
+    };
+    follow(&plan, &child, &ours).inspect_err(|_| {
+        // One that failed has ended by itself; one that we failed must be ended.
+        child.kill_and_reap();
+    })?;
     let start_time = processes::start_time(child.pid)
         .ok_or_else(|| Error::Setup("the container's first process has ended".to_owned()))?;
     Ok(Created {
         pid: child.pid,
         start_time,
     })
+}
+
+/// Takes over the first process from the helper that made it, our child as well, and sees the helper off.
+fn helped_birth(helper: &Child, socket: &ParentEnd) -> Result<Child, Error> {
+    let born = match socket.receive() {
+        Ok(Message::Born(pid)) => Ok(Pid::from_raw(pid)),
+        Ok(Message::Failed(failure)) => Err(failure.into()),
+        Ok(_) => Err(Error::Setup(
+            "the helper said something unexpected".to_owned(),
+        )),
+        Err(error) => Err(error),
+    };
+    let context = || "cannot wait for the process that joined namespaces".to_owned();
+    match born {
+        Ok(pid) => {
+            helper.wait().context(context)?;
+            // Not reaped by us yet, so the number is still that process's.
+            let pidfd =
+                pidfd_open(pid).context(|| format!("cannot open the first process {pid}"))?;
+            Ok(Child { pid, pidfd })
+        }
+        Err(error) => {
+            helper.kill_and_reap();
+            Err(error)
+        }
+    }
+}
+
+/// The parent's part: id maps, hooks, limits; until the first process waits for its start.
+fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Error> {
+    if plan.namespaces.new_user() {
+        namespaces::write_id_maps(child.pid, plan.spec)?;
+        socket.go_on()?;
+    }
+    loop {
+        match socket.receive()? {
+            Message::Hooks => {
+                run_hooks(plan, child)?;
+                socket.go_on()?;
+            }
+            Message::Ready => break,
+            Message::Failed(failure) => return Err(failure.into()),
+            Message::Born(_) => {}
+        }
+    }
+    limits::set_oom_score(child.pid, plan.process)?;
+    limits::raise_rlimits(child.pid, plan.process)
 }
 
 /// The hooks between the namespaces' making and the change of root.
@@ -407,44 +297,112 @@ fn run_in_container(
         .context(|| "cannot wait for the createContainer hooks".to_owned())?;
     match failure {
         None => Ok(()),
-        // Not `Setup`, which would be taken for the first process's own failure.
         Some(failure) => Err(Error::Hooks(failure.text().to_owned())),
     }
 }
 
-/// The child's part. It returns only to say what failed.
-fn first_process(
-    plan: &Plan<'_>,
-    mapped: OwnedFd,
-    main_sender: &mut MainSender,
-    init_receiver: &mut InitReceiver,
-) -> Failure {
+/// The helper's part: joins namespaces and makes the first process in them. It returns only to say what failed.
+fn help(plan: Plan<'_>, socket: &ChildEnd) -> Failure {
     let enter = || -> Result<(), Error> {
         plan.entrance.pass()?;
-        if plan.new_user {
-            let mut answer = [0u8; 1];
-            File::from(mapped)
-                .read_exact(&mut answer)
-                .context(|| "the id maps were not written".to_owned())?;
-        }
-        if let Some(user) = &plan.joined_user {
-            namespaces::join_user(user)?;
-        }
-        if plan.new_user || plan.joined_user.is_some() {
-            namespaces::become_root()?;
-        }
-        hide_from_tracing()
+        hide_from_tracing()?;
+        plan.namespaces.join_existing()
     };
     if let Err(error) = enter() {
         return error.into();
     }
-    let error = match container_init_process(&plan.args, main_sender, init_receiver) {
-        Ok(()) => return Failure::Setup("the container's program was not run".to_owned()),
-        Err(error) => error,
-    };
-    let failure = plan.workload.found.borrow_mut().failure.take();
-    match failure {
-        Some(failure) => failure,
-        None => Failure::Setup(chain(&error)),
+    match clone(plan.namespaces.birth | libc::CLONE_PARENT as u64, None)
+        .context(|| "cannot make the container's first process".to_owned())
+    {
+        Err(error) => error.into(),
+        Ok(None) => first_process(plan, socket),
+        Ok(Some(child)) => {
+            socket.send(&Message::Born(child.pid.as_raw()));
+            exit_now(0);
+        }
     }
+}
+
+/// The child's part. It returns only to say what failed.
+fn first_process(plan: Plan<'_>, socket: &ChildEnd) -> Failure {
+    match become_workload(plan, socket) {
+        Ok(failure) => failure,
+        Err(error) => error.into(),
+    }
+}
+
+fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> {
+    let Plan {
+        spec,
+        process,
+        namespaces,
+        rootfs,
+        stdio,
+        workload,
+        entrance,
+        start,
+        ..
+    } = plan;
+    if !namespaces.need_helper() {
+        entrance.pass()?;
+    }
+    if namespaces.new_user() {
+        socket.wait()?;
+    }
+    if namespaces.has_user() {
+        namespaces::become_root()?;
+    }
+    hide_from_tracing()?;
+    nix::unistd::setsid().context(|| "cannot make a session".to_owned())?;
+    namespaces.finish()?;
+    set_names(spec)?;
+    if is_new(spec, LinuxNamespaceType::Network) {
+        loopback_up()?;
+    }
+    attributes::set(process)?;
+    attributes::set_memory_policy(spec)?;
+    stdio.put_in_place()?;
+    let prepared = rootfs.prepare(stdio.console())?;
+    if plan.waits_for_hooks {
+        socket.send(&Message::Hooks);
+        socket.wait()?;
+    }
+    let profile = attributes::Profile::open(process)?;
+    prepared.enter()?;
+    attributes::set_personality(spec)?;
+    profile.apply()?;
+    attributes::set_umask(process);
+    close_on_exec_from(plan.preserve_fds.saturating_add(3))?;
+    let program = workload.prepare()?;
+    socket.send(&Message::Ready);
+    wait_for_start(start)?;
+    workload.run_start_hooks(&program)?;
+    Ok(workload.become_program(&program))
+}
+
+/// Waits for the byte that [`start`] sends. It needs no other system call than read(2): a filter may be in force.
+fn wait_for_start(mut pipe: File) -> Result<(), Error> {
+    let mut byte = [0];
+    pipe.read_exact(&mut byte)
+        .context(|| "cannot wait for the start".to_owned())
+}
+
+fn is_new(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    namespace(spec, kind).is_some_and(|one| path_of(one).is_none())
+}
+
+/// Sets the host and domain names of a new uts namespace.
+fn set_names(spec: &Spec) -> Result<(), Error> {
+    if !is_new(spec, LinuxNamespaceType::Uts) {
+        return Ok(());
+    }
+    if let Some(name) = spec.hostname() {
+        nix::unistd::sethostname(name).context(|| format!("cannot set hostname to {name:?}"))?;
+    }
+    if let Some(name) = spec.domainname() {
+        rustix::system::setdomainname(name.as_bytes())
+            .map_err(|error| Errno::from_raw(error.raw_os_error()))
+            .context(|| format!("cannot set domainname to {name:?}"))?;
+    }
+    Ok(())
 }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
-use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
@@ -13,12 +12,12 @@ use crate::cgroup::Entrance;
 use crate::clone::{ExitGuard, clone, exit_now, pidfd_open};
 use crate::error::{Context, Error};
 use crate::namespaces::{self, ForChildren};
-use crate::report::{self, Failure, chain};
+use crate::report::{self, Failure};
 use crate::seccomp::Filter;
-use crate::spec::{apparmor_profile, validate_process};
+use crate::spec::validate_process;
 use crate::stdio::Ready;
-use crate::workload::{Workload, close_on_exec_from, hide_from_tracing};
-use crate::{Cgroup, Created, ExecRequest, create, limits, processes};
+use crate::workload::{Program, Workload, close_on_exec_from, hide_from_tracing};
+use crate::{Cgroup, Created, ExecRequest, attributes, create, limits, processes, rootfs};
 
 /// What the two sides have in common before they part.
 struct Plan<'a> {
@@ -32,12 +31,6 @@ struct Plan<'a> {
 
 pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
     validate_process(request.process)?;
-    if request.process.scheduler().is_some() || request.process.io_priority().is_some() {
-        return Err(Error::unsupported(
-            "process.scheduler",
-            "scheduler and ioPriority are not supported for exec yet",
-        ));
-    }
     let init = open_init(request.init, request.init_start)?;
     if !request.ignore_paused && request.cgroup.is_frozen() {
         return Err(Error::Paused);
@@ -125,11 +118,11 @@ fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
 fn new_process(plan: &Plan<'_>) -> Failure {
     match enter(plan) {
         Err(error) => error.into(),
-        Ok(()) => plan.workload.become_program(),
+        Ok(program) => plan.workload.become_program(&program),
     }
 }
 
-fn enter(plan: &Plan<'_>) -> Result<(), Error> {
+fn enter(plan: &Plan<'_>) -> Result<Program, Error> {
     let process = plan.request.process;
     let affinity = process.exec_cpu_affinity().as_ref();
     set_affinity(affinity.and_then(|one| one.initial().as_deref()))?;
@@ -140,28 +133,19 @@ fn enter(plan: &Plan<'_>) -> Result<(), Error> {
     limits::set_rlimits(process)?;
     hide_from_tracing()?;
     nix::unistd::setsid().context(|| "cannot make a session".to_owned())?;
-    for (target, file) in plan.stdio.files().into_iter().enumerate() {
-        if let Some(file) = file {
-            nix::unistd::dup2(file, target as i32)
-                .context(|| format!("cannot put standard descriptor {target} in place"))?;
-        }
-    }
+    attributes::set(process)?;
+    plan.stdio.put_in_place()?;
+    let profile = attributes::Profile::open(process)?;
     // The pid namespace was chosen by the parent: this process was born in it.
     namespaces::join(plan.init.as_fd(), plan.foreign & !CloneFlags::CLONE_NEWPID)?;
     if plan.foreign.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::become_root()?;
     }
     if let Some(console) = plan.stdio.console() {
-        libcontainer::tty::setup_console(&*SyscallType::default().create_syscall(), console, false)
-            .map_err(|error| Error::Setup(chain(&error)))?;
+        rootfs::own_terminal(console)?;
     }
-    if let Some(profile) = apparmor_profile(process) {
-        libcontainer::apparmor::apply_profile(profile)
-            .map_err(|error| Error::Setup(chain(&error)))?;
-    }
-    if let Some(umask) = process.user().umask() {
-        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
-    }
+    profile.apply()?;
+    attributes::set_umask(process);
     close_on_exec_from(plan.request.preserve_fds.saturating_add(3))?;
     plan.workload.prepare()
 }

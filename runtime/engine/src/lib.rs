@@ -1,9 +1,9 @@
 //! The container engine that the host and the guest agent share.
 //!
 //! It does the mechanics of one container: namespaces, mounts, cgroup, rights, and the first process, which waits for
-//! its start. libcontainer prepares the root file system; everything around it is done here. The engine keeps no
-//! record of a container's life: its caller does, and can end and remove a container knowing only its cgroup path and
-//! the engine's directory.
+//! its start. docs/architecture.md says which steps are left to libcontainer, and why. The engine keeps no record of a
+//! container's life: its caller does, and can end and remove a container knowing only its cgroup path and the engine's
+//! directory.
 //!
 //! The configuration, the root file system and the container's processes are hostile. The caller must have one thread:
 //! the engine clones it.
@@ -12,24 +12,25 @@ pub mod cgroup;
 pub mod console;
 pub mod hooks;
 
-mod capture;
+mod attributes;
 mod clone;
 mod create;
 mod error;
 mod exec;
+mod handshake;
 mod limits;
 mod namespaces;
 mod processes;
 mod report;
+mod rootfs;
 mod seccomp;
 mod spec;
 mod stdio;
 mod workload;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
@@ -39,6 +40,7 @@ pub use cgroup::Cgroup;
 pub use error::Error;
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
+pub use rootfs::KNOWN_MOUNT_OPTIONS;
 pub use spec::validate;
 pub use stdio::Stdio;
 
@@ -143,16 +145,7 @@ impl Engine {
     /// # Errors
     /// The process is gone or was started before.
     pub fn start(&self) -> Result<(), Error> {
-        let context =
-            || "cannot start the container: its first process does not wait (any more)".to_owned();
-        let path = self.start_socket();
-        let socket =
-            stdio::with_short_path(&path, |short| UnixStream::connect(short)).context(context)?;
-        (&socket).write_all(b"start").context(context)?;
-        drop(socket);
-        // Nobody can start it twice.
-        let _ = fs::remove_file(path);
-        Ok(())
+        create::start(&self.start_pipe())
     }
 
     /// Runs one more process in the container; it is a child of the caller.
@@ -182,8 +175,8 @@ impl Engine {
         }
     }
 
-    fn start_socket(&self) -> PathBuf {
-        self.directory.join("start.sock")
+    fn start_pipe(&self) -> PathBuf {
+        self.directory.join("start")
     }
 
     /// Written before the cgroup is made, after it was seen to have no processes: what is in it later is ours to kill.

@@ -1,8 +1,11 @@
 //! Which namespaces a new process is made in, and how to join those of another.
+//!
+//! The new ones of a container's first process come with clone3(2), all in one call. Existing ones are joined by a helper
+//! process in between, so that the runtime itself never leaves its own.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::sched::{CloneFlags, setns};
@@ -10,7 +13,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 
 use crate::error::{Context, Error};
-use crate::spec::{namespace, path_of};
+use crate::spec::path_of;
 
 /// `CLONE_NEWTIME` is not among nix's flags.
 pub(crate) const NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
@@ -50,54 +53,25 @@ pub(crate) fn join(pidfd: BorrowedFd<'_>, flags: CloneFlags) -> Result<(), Error
     setns(pidfd, flags).context(|| "cannot join the container's namespaces".to_owned())
 }
 
-/// The pid and time namespaces that this process's next children get; put back when dropped.
+/// The pid namespace that this process's next children get; put back when dropped.
 ///
-/// A process enters these two kinds only by being born in them, so the parent must choose them.
+/// A process enters it only by being born in it, so the parent must choose it.
 #[derive(Default)]
 pub(crate) struct ForChildren {
     own_pid: Option<OwnedFd>,
-    own_time: Option<OwnedFd>,
 }
 
 impl ForChildren {
-    /// Chooses the namespaces for the first process of a container.
-    pub(crate) fn of_spec(spec: &Spec) -> Result<Self, Error> {
-        let mut chosen = Self::default();
-        if let Some(pid) = namespace(spec, LinuxNamespaceType::Pid)
-            && let Some(path) = path_of(pid)
-        {
-            let what = || format!("cannot join the pid namespace {}", path.display());
-            let target = File::open(path).context(what)?;
-            chosen.keep_pid()?;
-            setns(&target, CloneFlags::CLONE_NEWPID).context(what)?;
-        }
-        if let Some(time) = namespace(spec, LinuxNamespaceType::Time) {
-            chosen.own_time = Some(own("time")?);
-            match path_of(time) {
-                Some(path) => {
-                    let what = || format!("cannot join the time namespace {}", path.display());
-                    let target = File::open(path).context(what)?;
-                    setns(&target, NEWTIME).context(what)?;
-                }
-                None => new_time(spec)?,
-            }
-        }
-        Ok(chosen)
-    }
-
     /// Chooses the pid namespace of the process behind a descriptor.
     pub(crate) fn of_process(pidfd: BorrowedFd<'_>, flags: CloneFlags) -> Result<Self, Error> {
         let mut chosen = Self::default();
         if flags.contains(CloneFlags::CLONE_NEWPID) {
-            chosen.keep_pid()?;
+            let path = "/proc/self/ns/pid";
+            let own = File::open(path).context(|| format!("cannot open {path}"))?;
+            chosen.own_pid = Some(own.into());
             join(pidfd, CloneFlags::CLONE_NEWPID)?;
         }
         Ok(chosen)
-    }
-
-    fn keep_pid(&mut self) -> Result<(), Error> {
-        self.own_pid = Some(own("pid")?);
-        Ok(())
     }
 }
 
@@ -107,28 +81,131 @@ impl Drop for ForChildren {
         if let Some(own) = &self.own_pid {
             let _ = setns(own.as_fd(), CloneFlags::CLONE_NEWPID);
         }
-        if let Some(own) = &self.own_time {
-            let _ = setns(own.as_fd(), NEWTIME);
+    }
+}
+
+/// The namespaces of a container's first process.
+pub(crate) struct Namespaces {
+    /// Flags of clone3(2) for the new ones that it is born into.
+    pub(crate) birth: u64,
+    /// Existing ones, by their kind in config.json; the user namespace, if it is one of them, last.
+    joined: Vec<(LinuxNamespaceType, OwnedFd)>,
+    /// A new one of the cgroup, made when the process is in its cgroup: what that is becomes its root.
+    new_cgroup: bool,
+    /// A new one of the clocks, with the text for its offsets. A process is born into it only after another made it.
+    new_time: Option<String>,
+}
+
+impl Namespaces {
+    pub(crate) fn of_spec(spec: &Spec) -> Result<Self, Error> {
+        let mut found = Self {
+            birth: 0,
+            joined: Vec::new(),
+            new_cgroup: false,
+            new_time: None,
+        };
+        let linux = spec.linux().as_ref();
+        let all = linux.and_then(|linux| linux.namespaces().as_ref());
+        for one in all.into_iter().flatten() {
+            if let Some(path) = path_of(one) {
+                let file = File::open(path).context(|| {
+                    format!("cannot open the {} namespace {}", one.typ(), path.display())
+                })?;
+                found.joined.push((one.typ(), file.into()));
+                continue;
+            }
+            match one.typ() {
+                LinuxNamespaceType::Cgroup => found.new_cgroup = true,
+                LinuxNamespaceType::Time => found.new_time = Some(time_offsets(spec)?),
+                other => found.birth |= flag(other).bits() as u64,
+            }
         }
+        found
+            .joined
+            .sort_by_key(|(kind, _)| *kind == LinuxNamespaceType::User);
+        Ok(found)
+    }
+
+    /// Whether the first process is in another user namespace than the runtime.
+    pub(crate) fn has_user(&self) -> bool {
+        self.new_user() || self.joins_user()
+    }
+
+    /// Whether it is born into a new user namespace, which needs id maps.
+    pub(crate) fn new_user(&self) -> bool {
+        self.birth & libc::CLONE_NEWUSER as u64 != 0
+    }
+
+    fn joins_user(&self) -> bool {
+        matches!(self.joined.last(), Some((LinuxNamespaceType::User, _)))
+    }
+
+    /// Whether a helper must prepare the birth.
+    pub(crate) fn need_helper(&self) -> bool {
+        !self.joined.is_empty() || self.new_time.is_some()
+    }
+
+    /// The helper's part: joins what exists, so that its child is born there.
+    pub(crate) fn join_existing(&self) -> Result<(), Error> {
+        let join = |(kind, file): &(LinuxNamespaceType, OwnedFd)| {
+            setns(file.as_fd(), flag(*kind)).context(|| format!("cannot join the {kind} namespace"))
+        };
+        // Some belong to the host and are to be joined with its rights, others to the user namespace that is joined too.
+        let (user, others) = match self.joins_user() {
+            true => self.joined.split_last(),
+            false => None,
+        }
+        .map_or((None, self.joined.as_slice()), |(user, others)| {
+            (Some(user), others)
+        });
+        let mut left = Vec::new();
+        for one in others {
+            match join(one) {
+                Err(_) if user.is_some() => left.push(one),
+                other => other?,
+            }
+        }
+        if let Some(user) = user {
+            join(user)?;
+            become_root()?;
+        }
+        left.into_iter().try_for_each(join)?;
+        if let Some(offsets) = &self.new_time {
+            nix::sched::unshare(NEWTIME).context(|| "cannot make a time namespace".to_owned())?;
+            if !offsets.is_empty() {
+                fs::write("/proc/self/timens_offsets", offsets)
+                    .context(|| "cannot set linux.timeOffsets".to_owned())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first process's own part, when it is in its cgroup.
+    pub(crate) fn finish(&self) -> Result<(), Error> {
+        if self.new_cgroup {
+            nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
+                .context(|| "cannot make a cgroup namespace".to_owned())?;
+        }
+        Ok(())
     }
 }
 
-fn own(name: &str) -> Result<OwnedFd, Error> {
-    let path = format!("/proc/self/ns/{name}");
-    let file = File::open(&path).context(|| format!("cannot open {path}"))?;
-    Ok(file.into())
+fn flag(kind: LinuxNamespaceType) -> CloneFlags {
+    match kind {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Time => NEWTIME,
+    }
 }
 
-fn new_time(spec: &Spec) -> Result<(), Error> {
-    // SAFETY: no memory is passed.
-    if unsafe { libc::unshare(libc::CLONE_NEWTIME) } < 0 {
-        return Err(std::io::Error::last_os_error())
-            .context(|| "cannot make a time namespace".to_owned());
-    }
-    let offsets = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.time_offsets().as_ref());
+fn time_offsets(spec: &Spec) -> Result<String, Error> {
+    let linux = spec.linux().as_ref();
+    let offsets = linux.and_then(|linux| linux.time_offsets().as_ref());
     let mut lines = String::new();
     for (clock, offset) in offsets.into_iter().flatten() {
         if !matches!(clock.as_str(), "monotonic" | "boottime") {
@@ -141,11 +218,7 @@ fn new_time(spec: &Spec) -> Result<(), Error> {
         let nanoseconds = offset.nanosecs().unwrap_or_default();
         lines.push_str(&format!("{clock} {seconds} {nanoseconds}\n"));
     }
-    if !lines.is_empty() {
-        fs::write("/proc/self/timens_offsets", lines)
-            .context(|| "cannot set linux.timeOffsets".to_owned())?;
-    }
-    Ok(())
+    Ok(lines)
 }
 
 /// Writes the id maps of a new user namespace.
@@ -158,7 +231,7 @@ pub(crate) fn write_id_maps(pid: Pid, spec: &Spec) -> Result<(), Error> {
         ("uid_map", "uidMappings", linux.uid_mappings()),
     ] {
         let path = format!("/proc/{pid}/{file}");
-        let lines: String = map.iter().flatten().map(line).collect();
+        let lines = map_lines(map.as_deref().unwrap_or_default());
         File::options()
             .write(true)
             .open(&path)
@@ -168,36 +241,12 @@ pub(crate) fn write_id_maps(pid: Pid, spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
-fn line(mapping: &LinuxIdMapping) -> String {
-    format!(
-        "{} {} {}\n",
-        mapping.container_id(),
-        mapping.host_id(),
-        mapping.size()
-    )
-}
-
-/// A user namespace to join by its path.
-pub(crate) fn joined_user(spec: &Spec) -> Result<Option<OwnedFd>, Error> {
-    let Some(path) = namespace(spec, LinuxNamespaceType::User).and_then(path_of) else {
-        return Ok(None);
-    };
-    let file = File::open(path)
-        .context(|| format!("cannot open the user namespace {}", path.display()))?;
-    Ok(Some(file.into()))
-}
-
-/// The flags of clone3(2) for the namespaces that the first process is born into.
-pub(crate) fn birth_flags(spec: &Spec) -> u64 {
-    let new = |kind| namespace(spec, kind).is_some_and(|one| path_of(one).is_none());
-    let mut flags = 0;
-    if new(LinuxNamespaceType::User) {
-        flags |= libc::CLONE_NEWUSER as u64;
-    }
-    if new(LinuxNamespaceType::Pid) {
-        flags |= libc::CLONE_NEWPID as u64;
-    }
-    flags
+/// Id maps as the files of /proc take them.
+pub(crate) fn map_lines(mappings: &[LinuxIdMapping]) -> String {
+    mappings
+        .iter()
+        .map(|one| format!("{} {} {}\n", one.container_id(), one.host_id(), one.size()))
+        .collect()
 }
 
 /// Becomes root of the user namespace that this process is in.
@@ -208,10 +257,4 @@ pub(crate) fn become_root() -> Result<(), Error> {
     let root = nix::unistd::Uid::from_raw(0);
     nix::unistd::setresuid(root, root, root)
         .context(|| "cannot become user 0 of the user namespace".to_owned())
-}
-
-/// Joins the user namespace behind a descriptor.
-pub(crate) fn join_user(user: &OwnedFd) -> Result<(), Error> {
-    setns(user.as_fd(), CloneFlags::CLONE_NEWUSER)
-        .context(|| format!("cannot join the user namespace ({})", user.as_raw_fd()))
 }

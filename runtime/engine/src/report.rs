@@ -20,11 +20,22 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    fn parts(&self) -> (u8, &str) {
+    /// As it is sent: a letter for the kind, and the text.
+    pub(crate) fn parts(&self) -> (u8, &str) {
         match self {
             Self::NotFound(text) => (b'f', text),
             Self::NotExecutable(text) => (b'x', text),
             Self::Setup(text) => (b's', text),
+        }
+    }
+
+    /// The reverse of [`Failure::parts`]; the text is the other process's.
+    pub(crate) fn from_parts(kind: u8, text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text).into_owned();
+        match kind {
+            b'f' => Self::NotFound(text),
+            b'x' => Self::NotExecutable(text),
+            _ => Self::Setup(text),
         }
     }
 
@@ -108,12 +119,7 @@ impl Reader {
         let mut message = Vec::new();
         let _ = self.0.take(LIMIT).read_to_end(&mut message);
         let (kind, text) = message.split_first()?;
-        let text = String::from_utf8_lossy(text).into_owned();
-        Some(match kind {
-            b'f' => Failure::NotFound(text),
-            b'x' => Failure::NotExecutable(text),
-            _ => Failure::Setup(text),
-        })
+        Some(Failure::from_parts(*kind, text))
     }
 }
 

@@ -1,17 +1,17 @@
-//! Checks a configuration against what the engine can honour, and adapts it to what libcontainer expects.
+//! Checks a configuration against what the engine can honour.
 //!
 //! The bundle's author is not trusted: nothing is dropped silently, and what is refused is named by its JSON path.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libcontainer::validator::Validator;
-use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec, User,
+    Linux, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec,
 };
 
 use crate::error::Error;
 use crate::hooks;
+use crate::rootfs::{Options, root_propagation};
 
 /// Checks that the engine can honour a configuration.
 ///
@@ -51,6 +51,7 @@ pub fn validate(spec: &Spec) -> Result<(), Error> {
             "there must be one of type \"mount\"; the container's mounts would land on the host",
         ));
     }
+    root_propagation(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         validate_mount(index, mount)?;
     }
@@ -173,7 +174,6 @@ fn validate_linux(linux: &Linux) -> Result<(), Error> {
             "they are not supported",
         ));
     }
-    propagation_of_root(linux)?;
     let mut seen: Vec<LinuxNamespaceType> = Vec::new();
     for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
         if seen.contains(&namespace.typ()) {
@@ -199,12 +199,6 @@ fn validate_linux(linux: &Linux) -> Result<(), Error> {
     };
     if let Some(user) = of(LinuxNamespaceType::User) {
         let joined = path_of(user).is_some();
-        if joined && of(LinuxNamespaceType::Pid).is_some_and(|pid| path_of(pid).is_none()) {
-            return Err(Error::unsupported(
-                "linux.namespaces",
-                "a new pid namespace together with an existing user namespace is not supported yet",
-            ));
-        }
         let mapped =
             |map: &Option<Vec<_>>| map.as_ref().is_some_and(|map: &Vec<_>| !map.is_empty());
         let complete = mapped(linux.uid_mappings()) && mapped(linux.gid_mappings());
@@ -238,54 +232,21 @@ fn validate_linux(linux: &Linux) -> Result<(), Error> {
 
 fn validate_mount(index: usize, mount: &Mount) -> Result<(), Error> {
     let field = |name: &str| format!("mounts[{index}].{name}");
-    let idmapped = mount
-        .uid_mappings()
-        .as_ref()
-        .is_some_and(|map| !map.is_empty())
-        || mount
-            .gid_mappings()
-            .as_ref()
-            .is_some_and(|map| !map.is_empty());
-    if idmapped {
-        return Err(Error::unsupported(
-            field("uidMappings"),
-            "id-mapped mounts are not supported yet",
-        ));
-    }
-    for option in mount.options().iter().flatten() {
-        if matches!(option.as_str(), "idmap" | "ridmap") {
+    if is_bind(mount) {
+        let Some(source) = mount.source() else {
             return Err(Error::unsupported(
-                field("options"),
-                format!("id-mapped mounts ({option}) are not supported yet"),
+                field("source"),
+                "a bind mount needs one",
             ));
-        }
-        if matches!(
-            option.as_str(),
-            "remount" | "tmpcopyup" | "mand" | "dirsync" | "sync"
-        ) {
+        };
+        if !source.is_absolute() {
             return Err(Error::unsupported(
-                field("options"),
-                format!("{option:?} is not supported yet"),
+                field("source"),
+                format!("{source:?} must have been made absolute"),
             ));
         }
     }
-    let bind = is_bind(mount);
-    if bind && mount.source().is_none() {
-        return Err(Error::unsupported(
-            field("source"),
-            "a bind mount needs one",
-        ));
-    }
-    if bind
-        && let Some(source) = mount.source()
-        && !source.is_absolute()
-    {
-        return Err(Error::unsupported(
-            field("source"),
-            format!("{source:?} must have been made absolute"),
-        ));
-    }
-    Ok(())
+    Options::parse(index, mount).map(|_| ())
 }
 
 pub(crate) fn is_bind(mount: &Mount) -> bool {
@@ -340,167 +301,6 @@ pub(crate) fn apparmor_profile(process: &Process) -> Option<&str> {
         .filter(|profile| !profile.is_empty() && *profile != "unconfined")
 }
 
-/// libcontainer makes propagation changes recursive itself and does not know the names that say so.
-fn propagation_of_root(linux: &Linux) -> Result<Option<String>, Error> {
-    let Some(given) = linux
-        .rootfs_propagation()
-        .as_deref()
-        .filter(|one| !one.is_empty())
-    else {
-        return Ok(None);
-    };
-    let name = match given {
-        "private" | "rprivate" => "private",
-        "slave" | "rslave" => "slave",
-        "shared" | "rshared" => "shared",
-        "unbindable" | "runbindable" => "unbindable",
-        _ => {
-            return Err(Error::unsupported(
-                "linux.rootfsPropagation",
-                format!("{given:?} is not one of shared, slave, private, unbindable"),
-            ));
-        }
-    };
-    Ok(Some(name.to_owned()))
-}
-
-/// What remains to be done to a mount once the container's root is in place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct MountFinish {
-    pub(crate) destination: PathBuf,
-    /// To be made read-only, with all below it.
-    pub(crate) read_only: bool,
-    /// To be given this propagation.
-    pub(crate) propagation: Option<MsFlags>,
-}
-
-/// A configuration as libcontainer gets it.
-pub(crate) struct Adapted {
-    pub(crate) spec: Spec,
-    pub(crate) mounts: Vec<MountFinish>,
-}
-
-/// Adapts a validated configuration.
-///
-/// What the engine does itself is taken out: hooks, limits, seccomp, the change of user, and the working directory.
-/// libcontainer then leaves the container's first process as root with all its rights, for the engine to finish.
-pub(crate) fn adapt(spec: &Spec) -> Result<Adapted, Error> {
-    let mut adapted = spec.clone();
-    let mut finish = Vec::new();
-    if let Some(mounts) = adapted.mounts_mut() {
-        for mount in mounts {
-            finish.extend(adapt_mount(mount));
-        }
-    }
-    let in_between = hooks_of(spec).iter().any(|(kind, hooks)| {
-        matches!(
-            kind,
-            hooks::Kind::Prestart | hooks::Kind::CreateRuntime | hooks::Kind::CreateContainer
-        ) && !hooks.is_empty()
-    });
-    // Only with this section does the first process stop for the hooks.
-    adapted.set_hooks(in_between.then(Hooks::default));
-
-    let mut linux = match adapted.linux().clone() {
-        Some(linux) => linux,
-        None => return Err(Error::unsupported("linux", "it is missing")),
-    };
-    let propagation = propagation_of_root(&linux)?;
-    linux
-        .set_rootfs_propagation(propagation)
-        .set_resources(None)
-        .set_seccomp(None)
-        .set_net_devices(None);
-    if let Some(namespaces) = linux.namespaces_mut() {
-        for namespace in namespaces {
-            if path_of(namespace).is_none() {
-                namespace.set_path(None);
-            }
-        }
-    }
-    adapted.set_linux(Some(linux));
-
-    if let Some(process) = adapted.process().clone() {
-        adapted.set_process(Some(adapt_process(process)));
-    }
-    Ok(Adapted {
-        spec: adapted,
-        mounts: finish,
-    })
-}
-
-fn adapt_process(mut process: Process) -> Process {
-    let mut user = User::default();
-    user.set_umask(process.user().umask());
-    let profile = apparmor_profile(&process).map(str::to_owned);
-    // With HOME there libcontainer does not ask the name service for it, which in a static binary would load
-    // libraries of the container's file system into this process.
-    process
-        .set_user(user)
-        .set_cwd(PathBuf::from("/"))
-        .set_env(Some(vec!["HOME=/".to_owned()]))
-        .set_capabilities(None)
-        .set_rlimits(None)
-        .set_no_new_privileges(None)
-        .set_oom_score_adj(None)
-        .set_selinux_label(None)
-        .set_apparmor_profile(profile);
-    process
-}
-
-fn adapt_mount(mount: &mut Mount) -> Option<MountFinish> {
-    if !mount.destination().is_absolute() {
-        let absolute = Path::new("/").join(mount.destination());
-        mount.set_destination(absolute);
-    }
-    if mount.source().is_none() {
-        let source = mount.typ().clone().unwrap_or_else(|| "none".to_owned());
-        mount.set_source(Some(PathBuf::from(source)));
-    }
-    let mut read_only = false;
-    let mut propagation = None;
-    let mut options = Vec::new();
-    for option in mount.options().iter().flatten() {
-        match propagation_flag(option) {
-            Some(flag) => propagation = Some(flag),
-            None => {
-                read_only |= option == "ro";
-                // Data for the file system may come joined by commas; the kernel wants one at a time.
-                if is_bind(mount) || option.contains('"') {
-                    options.push(option.clone());
-                } else {
-                    options.extend(option.split(',').map(str::to_owned));
-                }
-            }
-        }
-    }
-    // libcontainer mounts these two writable whatever is asked: it has still to put things there.
-    let late = (mount.destination() == Path::new("/dev") && !is_bind(mount))
-        || mount.typ().as_deref() == Some("cgroup");
-    let finish = MountFinish {
-        destination: mount.destination().clone(),
-        read_only: read_only && late,
-        propagation,
-    };
-    mount.set_options(Some(options));
-    (finish.read_only || finish.propagation.is_some()).then_some(finish)
-}
-
-fn propagation_flag(option: &str) -> Option<MsFlags> {
-    let flag = match option {
-        "private" => MsFlags::MS_PRIVATE,
-        "rprivate" => MsFlags::MS_PRIVATE | MsFlags::MS_REC,
-        "slave" => MsFlags::MS_SLAVE,
-        "rslave" => MsFlags::MS_SLAVE | MsFlags::MS_REC,
-        "shared" => MsFlags::MS_SHARED,
-        "rshared" => MsFlags::MS_SHARED | MsFlags::MS_REC,
-        "unbindable" => MsFlags::MS_UNBINDABLE,
-        "runbindable" => MsFlags::MS_UNBINDABLE | MsFlags::MS_REC,
-        _ => return None,
-    };
-    Some(flag)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -528,10 +328,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_named_by_its_path() {
-        let mount = serde_json::json!({"destination": "/x", "source": "/y", "options": ["bind"],
-            "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]});
+        let mount = serde_json::json!({"destination": "/x", "source": "/y", "options": ["bind", "remount"]});
         let text = refused(|value| value["mounts"] = serde_json::json!([mount]));
-        assert!(text.starts_with("mounts[0].uidMappings"), "{text}");
+        assert!(text.starts_with("mounts[0].options"), "{text}");
         let text = refused(|value| {
             value["linux"]["rootfsPropagation"] = "sideways".into();
         });
@@ -549,58 +348,5 @@ mod tests {
                 serde_json::json!([{"path": "/dev/../etc/x", "type": "c", "major": 1, "minor": 3}]);
         });
         assert!(text.starts_with("linux.devices[0].path"), "{text}");
-    }
-
-    #[test]
-    fn mounts_are_completed() {
-        let spec = spec(|value| {
-            value["mounts"] = serde_json::json!([
-                {"destination": "proc", "type": "proc"},
-                {"destination": "/o", "type": "overlay", "source": "overlay",
-                 "options": ["lowerdir=/a:/b,upperdir=/c,workdir=/d", "ro"]},
-                {"destination": "/b", "source": "/s", "options": ["rbind", "rprivate", "ro"]},
-                {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
-            ]);
-        });
-        let adapted = adapt(&spec).unwrap();
-        let mounts = adapted.spec.mounts().as_ref().unwrap();
-        assert_eq!(mounts[0].destination(), Path::new("/proc"));
-        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("proc")));
-        assert_eq!(
-            mounts[1].options().as_ref().unwrap(),
-            &["lowerdir=/a:/b", "upperdir=/c", "workdir=/d", "ro"]
-        );
-        assert_eq!(mounts[2].options().as_ref().unwrap(), &["rbind", "ro"]);
-        assert_eq!(
-            adapted.mounts,
-            [
-                MountFinish {
-                    destination: "/b".into(),
-                    read_only: false,
-                    propagation: Some(MsFlags::MS_PRIVATE | MsFlags::MS_REC),
-                },
-                MountFinish {
-                    destination: "/sys/fs/cgroup".into(),
-                    read_only: true,
-                    propagation: None,
-                },
-            ]
-        );
-    }
-
-    #[test]
-    fn the_adapted_process_is_left_to_the_engine() {
-        let spec = spec(|value| {
-            value["process"]["user"] = serde_json::json!({"uid": 7, "gid": 8, "umask": 63});
-            value["process"]["noNewPrivileges"] = true.into();
-            value["process"]["cwd"] = "/work".into();
-        });
-        let adapted = adapt(&spec).unwrap();
-        let process = adapted.spec.process().as_ref().unwrap();
-        assert_eq!(process.user().uid(), 0);
-        assert_eq!(process.user().umask(), Some(63));
-        assert_eq!(process.no_new_privileges(), None);
-        assert_eq!(process.cwd(), Path::new("/"));
-        assert!(adapted.spec.hooks().is_none());
     }
 }

@@ -66,15 +66,16 @@ impl Stdio {
 }
 
 impl Ready {
-    pub(crate) fn files(&self) -> [Option<RawFd>; 3] {
-        match self {
-            Self::Files([stdin, stdout, stderr]) => [
-                Some(stdin.as_raw_fd()),
-                Some(stdout.as_raw_fd()),
-                Some(stderr.as_raw_fd()),
-            ],
-            _ => [None; 3],
+    /// Makes them this process's standard descriptors; a terminal is still to be made.
+    pub(crate) fn put_in_place(&self) -> Result<(), Error> {
+        let Self::Files(files) = self else {
+            return Ok(());
+        };
+        for (target, file) in (0..).zip(files) {
+            nix::unistd::dup2(file.as_raw_fd(), target)
+                .context(|| format!("cannot put standard descriptor {target} in place"))?;
         }
+        Ok(())
     }
 
     pub(crate) fn console(&self) -> Option<RawFd> {

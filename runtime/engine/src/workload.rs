@@ -3,8 +3,6 @@
 //! This code runs inside the container's namespaces with all rights, until it gives them up. What it reads there
 //! (/etc/passwd, the program's path) is hostile; it never executes or loads anything of it before `execve`.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -12,22 +10,17 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use caps::Capability;
 use libcontainer::capabilities::CapabilityExt;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
 use nix::unistd::{Gid, Uid};
-use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, PosixRlimit, Process, Spec};
+use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, PosixRlimit, Process};
 
 use crate::error::{Context, Error};
 use crate::hooks;
 use crate::limits;
-use crate::report::{Failure, chain};
+use crate::report::Failure;
 use crate::seccomp::Filter;
-use crate::spec::MountFinish;
 
 /// Capability sets as the kernel takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +63,6 @@ impl CapabilitySets {
 }
 
 /// The container's program and the rights it runs with.
-#[derive(Clone)]
 pub(crate) struct Workload {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<String>,
@@ -86,21 +78,14 @@ pub(crate) struct Workload {
     pub(crate) terminal: bool,
     /// The name of a new session keyring.
     pub(crate) keyring: Option<CString>,
-    /// Whether this process owns a new network namespace, whose loopback device is down.
-    pub(crate) loopback: bool,
-    pub(crate) mounts: Vec<MountFinish>,
     pub(crate) start_hooks: Vec<Hook>,
     pub(crate) state: serde_json::Value,
-    /// What was found out inside the container; shared, since libcontainer may clone its executor.
-    pub(crate) found: Rc<RefCell<Found>>,
 }
 
-#[derive(Default)]
-pub(crate) struct Found {
-    program: Option<CString>,
+/// A program that was found inside the container.
+pub(crate) struct Program {
+    path: CString,
     env: Vec<CString>,
-    extra_env: Vec<String>,
-    pub(crate) failure: Option<Failure>,
 }
 
 impl Workload {
@@ -123,22 +108,13 @@ impl Workload {
             }),
             terminal: process.terminal().unwrap_or(false),
             keyring: None,
-            loopback: false,
-            mounts: Vec::new(),
             start_hooks: Vec::new(),
             state: serde_json::Value::Null,
-            found: Rc::default(),
         }
     }
 
     /// Takes every step that can fail, down to finding the program, so that a failure is one of create.
-    pub(crate) fn prepare(&self) -> Result<(), Error> {
-        for mount in &self.mounts {
-            finish_mount(mount)?;
-        }
-        if self.loopback {
-            loopback_up()?;
-        }
+    pub(crate) fn prepare(&self) -> Result<Program, Error> {
         if let Some(name) = &self.keyring {
             join_keyring(name)?;
         }
@@ -175,32 +151,25 @@ impl Workload {
                     self.cwd
                 ))
             })?;
-        let env = complete_env(&self.env, &self.found.borrow().extra_env, &home);
-        let program = find_program(self.args.first().map_or("", String::as_str), &env)?;
-        let mut found = self.found.borrow_mut();
-        found.program = Some(program);
-        found.env = env
+        let env = complete_env(&self.env, &home);
+        let path = find_program(self.args.first().map_or("", String::as_str), &env)?;
+        let env = env
             .into_iter()
             .map(CString::new)
             .collect::<Result<_, _>>()
             .map_err(|_| Error::unsupported("process.env", "it contains NUL"))?;
-        Ok(())
+        Ok(Program { path, env })
     }
 
     /// Becomes the program. It returns only to say why it could not.
-    pub(crate) fn become_program(&self) -> Failure {
-        match self.execute() {
+    pub(crate) fn become_program(&self, program: &Program) -> Failure {
+        match self.execute(program) {
             Ok(never) => match never {},
             Err(failure) => failure,
         }
     }
 
-    fn execute(&self) -> Result<std::convert::Infallible, Failure> {
-        let found = self.found.borrow();
-        let program = found
-            .program
-            .as_deref()
-            .ok_or_else(|| Failure::Setup("the program was not looked up".to_owned()))?;
+    fn execute(&self, program: &Program) -> Result<std::convert::Infallible, Failure> {
         let args: Vec<CString> = self
             .args
             .iter()
@@ -215,7 +184,7 @@ impl Workload {
                 Failure::Setup(format!("cannot install linux.seccomp: {error}"))
             })?;
         }
-        let Err(error) = nix::unistd::execve(program, &args, &found.env);
+        let Err(error) = nix::unistd::execve(&program.path, &args, &program.env);
         let name = self.args.first().map_or("", String::as_str);
         let text = format!("exec: {name:?}: {}", describe(error.into()));
         Err(match error {
@@ -224,12 +193,12 @@ impl Workload {
         })
     }
 
-    fn run_start_hooks(&self) -> Result<(), Error> {
+    /// Runs the hooks that run in the container just before its program.
+    pub(crate) fn run_start_hooks(&self, program: &Program) -> Result<(), Error> {
         if self.start_hooks.is_empty() {
             return Ok(());
         }
-        let found = self.found.borrow();
-        let env: Vec<(&OsStr, &OsStr)> = found
+        let env: Vec<(&OsStr, &OsStr)> = program
             .env
             .iter()
             .filter_map(|entry| {
@@ -338,47 +307,10 @@ impl Workload {
         }
         Ok(())
     }
-
-    fn fail(&self, error: Error) -> String {
-        let failure = Failure::from(error);
-        let text = failure.text().to_owned();
-        self.found.borrow_mut().failure = Some(failure);
-        text
-    }
-}
-
-impl Executor for Workload {
-    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let failure = match self.run_start_hooks() {
-            Err(error) => Failure::Setup(chain(&error)),
-            Ok(()) => self.become_program(),
-        };
-        let text = failure.text().to_owned();
-        self.found.borrow_mut().failure = Some(failure);
-        Err(ExecutorError::Other(text))
-    }
-
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        // The hint of systemd's socket activation, which libcontainer passes only later.
-        if let Some(count) = std::env::var_os("LISTEN_FDS")
-            && let Some(count) = count.to_str().and_then(|count| count.parse::<u32>().ok())
-            && count > 0
-        {
-            self.found.borrow_mut().extra_env =
-                vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()];
-        }
-        self.prepare()
-            .map_err(|error| ExecutorValidationError::ArgValidationError(self.fail(error)))
-    }
-
-    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The program gets its environment with execve(2); this process keeps its own until then.
-        Ok(())
-    }
 }
 
 /// The environment in the order given, with HOME if it has none.
-fn complete_env(env: &[String], extra: &[String], home: &str) -> Vec<String> {
+fn complete_env(env: &[String], home: &str) -> Vec<String> {
     let mut complete: Vec<String> = env.to_vec();
     let has_home = env.iter().any(|entry| {
         entry
@@ -389,7 +321,6 @@ fn complete_env(env: &[String], extra: &[String], home: &str) -> Vec<String> {
         complete.retain(|entry| entry != "HOME=");
         complete.push(format!("HOME={home}"));
     }
-    complete.extend_from_slice(extra);
     complete
 }
 
@@ -493,52 +424,8 @@ fn check(answer: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-fn finish_mount(mount: &MountFinish) -> Result<(), Error> {
-    let name = || format!("cannot finish the mount {:?}", mount.destination);
-    if let Some(flags) = mount.propagation {
-        nix::mount::mount(
-            None::<&str>,
-            &mount.destination,
-            None::<&str>,
-            flags,
-            None::<&str>,
-        )
-        .context(name)?;
-    }
-    if mount.read_only {
-        set_read_only(&mount.destination).context(name)?;
-    }
-    Ok(())
-}
-
-/// Makes a mount and all below it read-only, mount_setattr(2).
-fn set_read_only(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the path ends with NUL and the structure has the size given.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_RECURSIVE,
-            &raw mut attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// Brings up `lo` in the network namespace of this process.
-fn loopback_up() -> Result<(), Error> {
+pub(crate) fn loopback_up() -> Result<(), Error> {
     let context = || "cannot bring up the loopback device".to_owned();
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
@@ -719,14 +606,11 @@ mod tests {
     #[test]
     fn the_environment_keeps_its_order_and_gets_a_home() {
         let env = ["B=2".to_owned(), "A=1".to_owned()];
-        assert_eq!(
-            complete_env(&env, &[], "/root"),
-            ["B=2", "A=1", "HOME=/root"]
-        );
+        assert_eq!(complete_env(&env, "/root"), ["B=2", "A=1", "HOME=/root"]);
         let env = ["HOME=".to_owned()];
-        assert_eq!(complete_env(&env, &[], "/h"), ["HOME=/h"]);
+        assert_eq!(complete_env(&env, "/h"), ["HOME=/h"]);
         let env = ["HOME=/mine".to_owned()];
-        assert_eq!(complete_env(&env, &[], "/h"), ["HOME=/mine"]);
+        assert_eq!(complete_env(&env, "/h"), ["HOME=/mine"]);
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Cgroup {
     }
 
     /// The cgroup's directory in the version 2 hierarchy.
-    fn unified(&self) -> Option<PathBuf> {
+    pub(crate) fn unified(&self) -> Option<PathBuf> {
         self.layout
             .unified()
             .map(|hierarchy| self.join(&hierarchy.mount))

@@ -15,6 +15,19 @@ pub const TESTS: &[Test] = &[
     ("tmpfs_has_its_options", tmpfs_has_its_options),
     ("a_mount_needs_no_source", a_mount_needs_no_source),
     (
+        "a_tmpfs_can_begin_with_what_is_there",
+        a_tmpfs_can_begin_with_what_is_there,
+    ),
+    ("attributes_can_be_recursive", attributes_can_be_recursive),
+    (
+        "a_bind_mount_can_be_id_mapped",
+        a_bind_mount_can_be_id_mapped,
+    ),
+    (
+        "a_wrong_option_says_what_the_kernel_said",
+        a_wrong_option_says_what_the_kernel_said,
+    ),
+    (
         "an_overlay_takes_joined_options",
         an_overlay_takes_joined_options,
     ),
@@ -29,6 +42,10 @@ pub const TESTS: &[Test] = &[
         hostname_and_namespaces_are_its_own,
     ),
     ("a_namespace_can_be_joined", a_namespace_can_be_joined),
+    (
+        "a_user_namespace_can_be_joined",
+        a_user_namespace_can_be_joined,
+    ),
     ("loopback_is_up", loopback_is_up),
     ("time_offsets_are_set", time_offsets_are_set),
     ("a_user_namespace_maps_ids", a_user_namespace_maps_ids),
@@ -110,6 +127,75 @@ fn a_mount_needs_no_source() {
     let mut container = Container::shell("grep -c ' /t ' /proc/mounts");
     container.mount(json!({"destination": "/t", "type": "tmpfs"}));
     assert_eq!(container.output(), "1\n");
+}
+
+fn a_tmpfs_can_begin_with_what_is_there() {
+    let mut container = Container::shell("cat /data/file; rm /data/file; stat -c %a /data");
+    let data = container.root().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "content\n").unwrap();
+    container.mount(
+        json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs",
+        "options": ["tmpcopyup"]}),
+    );
+    assert_eq!(container.output(), "content\n755\n");
+    assert!(data.join("file").exists());
+}
+
+fn attributes_can_be_recursive() {
+    let mut container = Container::shell("touch /data/a /data/below/b; true");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let volume = elsewhere.path();
+    fs::create_dir_all(volume.join("below")).unwrap();
+    let below = volume.join("below");
+    nix::mount::mount(
+        Some("tmpfs"),
+        &below,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    for (options, top, lower) in [
+        (json!(["rbind", "ro"]), false, true),
+        (json!(["rbind", "rro"]), false, false),
+    ] {
+        let mount = json!({"destination": "/data", "source": volume, "options": options});
+        container.mount(mount);
+        let outcome = container.run();
+        let said = outcome.stderr.matches("Read-only file system").count();
+        assert_eq!(said, if lower { 1 } else { 2 }, "{options}: {outcome:?}");
+        assert_eq!(volume.join("a").exists(), top, "{options}");
+        assert_eq!(below.join("b").exists(), lower, "{options}");
+        let _ = fs::remove_file(below.join("b"));
+        container.config["mounts"].as_array_mut().unwrap().pop();
+    }
+    nix::mount::umount2(&below, nix::mount::MntFlags::MNT_DETACH).unwrap();
+}
+
+fn a_bind_mount_can_be_id_mapped() {
+    let mut container = Container::shell("stat -c %u:%g /data/file; touch /data/new");
+    let volume = container.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("file"), "").unwrap();
+    std::os::unix::fs::chown(volume.join("file"), Some(1000), Some(1001)).unwrap();
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 1},
+        {"containerID": 1000, "hostID": 5000, "size": 10}]);
+    container.mount(
+        json!({"destination": "/data", "type": "bind", "source": volume,
+        "options": ["bind"], "uidMappings": map, "gidMappings": map}),
+    );
+    assert_eq!(container.output(), "5000:5001\n");
+    let made = fs::metadata(volume.join("new")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 0);
+}
+
+fn a_wrong_option_says_what_the_kernel_said() {
+    let mut container = Container::new(&["true"]);
+    container.mount(json!({"destination": "/t", "type": "tmpfs", "options": ["size=much"]}));
+    let error = engine::error_chain(&container.create().unwrap_err());
+    assert!(error.contains("Bad value for 'size'"), "{error}");
+    container.assert_gone();
 }
 
 fn an_overlay_takes_joined_options() {
@@ -225,6 +311,38 @@ fn a_namespace_can_be_joined() {
     first.kill_and_delete();
 }
 
+fn a_user_namespace_can_be_joined() {
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let mapped = |container: &mut Container| {
+        container.config["linux"]["uidMappings"] = map.clone();
+        container.config["linux"]["gidMappings"] = map.clone();
+        let root = container.root();
+        for directory in [container.directory.path(), &root, &root.join("dev")] {
+            std::os::unix::fs::chown(directory, Some(100_000), Some(100_000)).unwrap();
+        }
+    };
+    let mut first = Container::sleeping(|container| {
+        mapped(container);
+        let namespaces = container.config["linux"]["namespaces"].as_array_mut();
+        namespaces.unwrap().push(json!({"type": "user"}));
+    });
+    let pid = first.created.unwrap().pid;
+    // As a pod's further containers do: the user and network namespaces of the first, a pid namespace of its own.
+    let mut second =
+        Container::shell("id -u; echo $$; cat /proc/self/uid_map; mount -t tmpfs x /mnt");
+    mapped(&mut second);
+    second.id.push('b');
+    second.cgroup =
+        engine::Cgroup::new(&engine::Cgroup::path_for(None, &second.id).unwrap()).unwrap();
+    second.config["linux"]["namespaces"][1]["path"] = json!(format!("/proc/{pid}/ns/net"));
+    let namespaces = second.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user", "path": format!("/proc/{pid}/ns/user")}));
+    let outcome = second.run();
+    let words: Vec<&str> = outcome.stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "1", "0", "100000", "65536"], "{outcome:?}");
+    first.kill_and_delete();
+}
+
 fn loopback_is_up() {
     let text = Container::new(&["ip", "link", "show", "lo"]).output();
     assert!(text.contains("LOOPBACK,UP"), "{text}");
@@ -320,8 +438,11 @@ fn a_root_whose_dev_is_a_link_is_refused() {
     fs::create_dir(&outside).unwrap();
     fs::remove_dir(container.root().join("dev")).unwrap();
     std::os::unix::fs::symlink(&outside, container.root().join("dev")).unwrap();
-    let error = container.create().unwrap_err().to_string();
-    assert!(error.starts_with("root.path"), "{error}");
+    let error = engine::error_chain(&container.create().unwrap_err());
+    assert!(
+        error.contains("on /dev: the root file system has no directory there"),
+        "{error}"
+    );
     assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
     container.assert_gone();
 }
@@ -329,7 +450,7 @@ fn a_root_whose_dev_is_a_link_is_refused() {
 fn a_mount_that_fails_says_why() {
     let mut container = Container::new(&["true"]);
     container.mount(json!({"destination": "/x", "source": "/no/such/source", "options": ["bind"]}));
-    let error = container.create().unwrap_err().to_string();
+    let error = engine::error_chain(&container.create().unwrap_err());
     assert!(
         error.contains("/no/such/source") && error.contains("No such file"),
         "{error}"
