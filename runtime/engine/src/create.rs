@@ -22,9 +22,10 @@ use crate::error::{Context, Error};
 use crate::handshake::{self, ChildEnd, Message, ParentEnd};
 use crate::hooks::Kind;
 use crate::namespaces::{self, Namespaces};
-use crate::report::{self, Failure, chain};
+use crate::net_devices::NetDevices;
+use crate::report::{Failure, chain};
 use crate::rootfs::RootfsPlan;
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::{hooks_of, namespace, path_of};
 use crate::stdio::Ready;
 use crate::workload::{Workload, close_on_exec_from, hide_from_tracing, loopback_up};
@@ -43,6 +44,9 @@ struct Plan<'a> {
     start: File,
     /// How many descriptors from number 3 on the program inherits.
     preserve_fds: u32,
+    /// Who gets the notifications of the seccomp filter.
+    agent: Option<SeccompAgent>,
+    net_devices: NetDevices<'a>,
     /// The state that hooks get, without the pid.
     state: serde_json::Value,
     waits_for_hooks: bool,
@@ -55,8 +59,8 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
         .as_ref()
         .ok_or_else(|| Error::unsupported("process", "it is missing"))?;
     let linux = spec.linux().as_ref();
-    let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
-    let seccomp = seccomp.map(Filter::compile).transpose()?;
+    let seccomp_profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    let seccomp = seccomp_profile.map(Filter::compile).transpose()?;
     let stdio = std::mem::replace(&mut request.stdio, crate::Stdio::Inherit);
     let stdio = stdio.ready(process.terminal().unwrap_or(false))?;
     let rootfs = RootfsPlan::new(spec, request.cgroup, request.no_pivot)?;
@@ -109,6 +113,11 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
         entrance: cgroup.entrance()?,
         start: make_start_pipe(&engine.start_pipe())?,
         preserve_fds: request.preserve_fds.saturating_add(activated),
+        agent: seccomp_profile
+            .map(SeccompAgent::connect)
+            .transpose()?
+            .flatten(),
+        net_devices: NetDevices::of_spec(spec),
         state,
         waits_for_hooks: [Kind::Prestart, Kind::CreateRuntime, Kind::CreateContainer]
             .into_iter()
@@ -202,7 +211,7 @@ fn launch(plan: Plan<'_>) -> Result<Created, Error> {
 
 /// Takes over the first process from the helper that made it, our child as well, and sees the helper off.
 fn helped_birth(helper: &Child, socket: &ParentEnd) -> Result<Child, Error> {
-    let born = match socket.receive() {
+    let born = match socket.expect() {
         Ok(Message::Born(pid)) => Ok(Pid::from_raw(pid)),
         Ok(Message::Failed(failure)) => Err(failure.into()),
         Ok(_) => Err(Error::Setup(
@@ -232,10 +241,20 @@ fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Erro
         namespaces::write_id_maps(child.pid, plan.spec)?;
         socket.go_on()?;
     }
+    if !plan.net_devices.is_empty() {
+        plan.net_devices.move_to(child)?;
+        socket.go_on()?;
+    }
     loop {
-        match socket.receive()? {
+        match socket.expect()? {
             Message::Hooks => {
                 run_hooks(plan, child)?;
+                socket.go_on()?;
+            }
+            Message::Listener(listener) => {
+                if let Some(agent) = &plan.agent {
+                    agent.hand_over(listener, child.pid, &plan.state)?;
+                }
                 socket.go_on()?;
             }
             Message::Ready => break,
@@ -273,11 +292,12 @@ fn run_in_container(
     state: &serde_json::Value,
 ) -> Result<(), Error> {
     let flags = namespaces::foreign(child.pid)?;
-    let (failures, report) = report::pipe()?;
+    let (ours, theirs) = handshake::pair()?;
     let runner = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
         .context(|| "cannot make the process that runs the createContainer hooks".to_owned())?;
     let Some(runner) = runner else {
         let _guard = ExitGuard;
+        drop(ours);
         let run = || -> Result<(), Error> {
             plan.entrance.pass()?;
             namespaces::join(child.pidfd.as_fd(), flags)?;
@@ -285,19 +305,19 @@ fn run_in_container(
             Ok(())
         };
         if let Err(error) = run() {
-            report.send(&Failure::Setup(chain(&error)));
+            theirs.send(&Message::Failed(Failure::Setup(chain(&error))));
             exit_now(1);
         }
         exit_now(0);
     };
-    drop(report);
-    let failure = failures.receive();
+    drop(theirs);
+    let told = ours.receive();
     runner
         .wait()
         .context(|| "cannot wait for the createContainer hooks".to_owned())?;
-    match failure {
-        None => Ok(()),
-        Some(failure) => Err(Error::Hooks(failure.text().to_owned())),
+    match told? {
+        Some(Message::Failed(failure)) => Err(Error::Hooks(failure.text().to_owned())),
+        _ => Ok(()),
     }
 }
 
@@ -349,6 +369,9 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     if namespaces.new_user() {
         socket.wait()?;
     }
+    if !plan.net_devices.is_empty() {
+        socket.wait()?;
+    }
     if namespaces.has_user() {
         namespaces::become_root()?;
     }
@@ -373,7 +396,7 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.preserve_fds.saturating_add(3))?;
-    let program = workload.prepare()?;
+    let program = workload.prepare(socket)?;
     socket.send(&Message::Ready);
     wait_for_start(start)?;
     workload.run_start_hooks(&program)?;

@@ -9,11 +9,12 @@ use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
 use crate::cgroup::Entrance;
-use crate::clone::{ExitGuard, clone, exit_now, pidfd_open};
+use crate::clone::{Child, ExitGuard, clone, exit_now, pidfd_open};
 use crate::error::{Context, Error};
+use crate::handshake::{self, ChildEnd, Message, ParentEnd};
 use crate::namespaces::{self, ForChildren};
-use crate::report::{self, Failure};
-use crate::seccomp::Filter;
+use crate::report::Failure;
+use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::validate_process;
 use crate::stdio::Ready;
 use crate::workload::{Program, Workload, close_on_exec_from, hide_from_tracing};
@@ -23,6 +24,7 @@ use crate::{Cgroup, Created, ExecRequest, attributes, create, limits, processes,
 struct Plan<'a> {
     request: &'a ExecRequest<'a>,
     workload: Workload,
+    agent: Option<SeccompAgent>,
     stdio: Ready,
     init: OwnedFd,
     foreign: CloneFlags,
@@ -50,6 +52,11 @@ pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
         entrance: cgroup.entrance()?,
         request: &request,
         workload,
+        agent: request
+            .seccomp
+            .map(SeccompAgent::connect)
+            .transpose()?
+            .flatten(),
         stdio,
         init,
     };
@@ -90,23 +97,22 @@ fn sub_cgroup(cgroup: &Cgroup, sub: &Path) -> Result<Cgroup, Error> {
 }
 
 fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
-    let (failures, report) = report::pipe()?;
+    let (ours, theirs) = handshake::pair()?;
     let birth = ForChildren::of_process(plan.init.as_fd(), plan.foreign)?;
     let child = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
         .context(|| "cannot make a process in the container's cgroup".to_owned())?;
     let Some(child) = child else {
         let _guard = ExitGuard;
-        let failure = new_process(plan);
-        report.send(&failure);
-        exit_now(failure.exit_code());
+        drop(ours);
+        let failure = new_process(plan, &theirs);
+        let code = failure.exit_code();
+        theirs.send(&Message::Failed(failure));
+        exit_now(code);
     };
     drop(birth);
-    drop(report);
+    drop(theirs);
     let start_time = processes::start_time(child.pid);
-    if let Some(failure) = failures.receive() {
-        child.kill_and_reap();
-        return Err(failure.into());
-    }
+    follow(plan, &child, &ours).inspect_err(|_| child.kill_and_reap())?;
     Ok(Created {
         pid: child.pid,
         // A program that has ended already is a zombie, which no other process can be taken for.
@@ -114,15 +120,34 @@ fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
     })
 }
 
+/// The parent's part, until the process has become its program.
+fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Error> {
+    while let Some(message) = socket.receive()? {
+        match message {
+            Message::Failed(failure) => return Err(failure.into()),
+            Message::Listener(listener) => {
+                if let Some(agent) = &plan.agent {
+                    let mut state = plan.request.state.clone();
+                    state["pid"] = plan.request.init.as_raw().into();
+                    agent.hand_over(listener, child.pid, &state)?;
+                }
+                socket.go_on()?;
+            }
+            Message::Born(_) | Message::Hooks | Message::Ready => {}
+        }
+    }
+    Ok(())
+}
+
 /// The child's part. It returns only to say what failed.
-fn new_process(plan: &Plan<'_>) -> Failure {
-    match enter(plan) {
+fn new_process(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
+    match enter(plan, socket) {
         Err(error) => error.into(),
         Ok(program) => plan.workload.become_program(&program),
     }
 }
 
-fn enter(plan: &Plan<'_>) -> Result<Program, Error> {
+fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     let process = plan.request.process;
     let affinity = process.exec_cpu_affinity().as_ref();
     set_affinity(affinity.and_then(|one| one.initial().as_deref()))?;
@@ -147,7 +172,7 @@ fn enter(plan: &Plan<'_>) -> Result<Program, Error> {
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.request.preserve_fds.saturating_add(3))?;
-    plan.workload.prepare()
+    plan.workload.prepare(socket)
 }
 
 fn set_affinity(cpus: Option<&str>) -> Result<(), Error> {

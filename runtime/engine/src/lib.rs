@@ -20,6 +20,7 @@ mod exec;
 mod handshake;
 mod limits;
 mod namespaces;
+mod net_devices;
 mod processes;
 mod report;
 mod rootfs;
@@ -94,6 +95,8 @@ pub struct ExecRequest<'a> {
     pub process: &'a Process,
     /// The container's seccomp profile, `linux.seccomp` of its configuration.
     pub seccomp: Option<&'a LinuxSeccomp>,
+    /// The container's state (runtime-spec, "State"), for who gets the notifications of a seccomp profile.
+    pub state: serde_json::Value,
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
     /// An existing cgroup below it to run in.

@@ -1,15 +1,6 @@
-//! How a child that sets up a container tells its parent what failed: one message through a pipe.
-//!
-//! The pipe is close-on-exec, so its end without a message means that all went well. The child is our own code
-//! (no program of the container has run when it writes), yet the length is bounded all the same.
+//! How a failure in a process that sets up a container is told to its parent, and an error to a person.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-
-use nix::fcntl::OFlag;
-
-use crate::error::{Context, Error};
+use crate::error::Error;
 
 /// What kind of failure a child met.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,63 +79,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// The longest message that is taken from a child.
-const LIMIT: u64 = 16 * 1024;
-
-pub(crate) struct Reader(File);
-
-pub(crate) struct Writer(File);
-
-pub(crate) fn pipe() -> Result<(Reader, Writer), Error> {
-    let (read, write): (OwnedFd, OwnedFd) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).context(|| "cannot make a pipe".to_owned())?;
-    Ok((Reader(read.into()), Writer(write.into())))
-}
-
-impl Writer {
-    pub(crate) fn send(&self, failure: &Failure) {
-        let (kind, text) = failure.parts();
-        let mut message = vec![kind];
-        message.extend_from_slice(text.as_bytes());
-        // The parent may be gone; there is nobody else to tell.
-        let _ = (&self.0).write_all(&message);
-    }
-}
-
-impl Reader {
-    /// Waits for the other side's end; `None` when it had nothing to report.
-    pub(crate) fn receive(self) -> Option<Failure> {
-        let mut message = Vec::new();
-        let _ = self.0.take(LIMIT).read_to_end(&mut message);
-        let (kind, text) = message.split_first()?;
-        Some(Failure::from_parts(*kind, text))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_crosses_the_pipe_with_its_kind() {
-        for failure in [
-            Failure::NotFound("a".into()),
-            Failure::NotExecutable("b".into()),
-            Failure::Setup("c".into()),
-        ] {
-            let (reader, writer) = pipe().unwrap();
-            writer.send(&failure);
-            drop(writer);
-            assert_eq!(reader.receive(), Some(failure));
-        }
-    }
-
-    #[test]
-    fn the_end_without_a_message_is_success() {
-        let (reader, writer) = pipe().unwrap();
-        drop(writer);
-        assert_eq!(reader.receive(), None);
-    }
 }

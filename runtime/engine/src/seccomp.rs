@@ -6,11 +6,16 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::Pid;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator,
@@ -21,6 +26,11 @@ use crate::error::{Context, Error};
 const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
 const SECCOMP_FILTER_FLAG_LOG: libc::c_uint = 2;
 const SECCOMP_FILTER_FLAG_SPEC_ALLOW: libc::c_uint = 4;
+const SECCOMP_FILTER_FLAG_NEW_LISTENER: libc::c_uint = 8;
+const SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: libc::c_uint = 32;
+
+/// What the process itself needs to hand its listener over, when the filter is in force already.
+const NEEDED_BY_US: [&str; 2] = ["sendmsg", "recvmsg"];
 
 /// A compiled filter.
 #[derive(Clone)]
@@ -78,12 +88,15 @@ impl Filter {
                 // The process that installs the filter has one thread, so there is none to synchronise.
                 LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
                 LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                    return Err(Error::unsupported(
-                        "linux.seccomp.flags",
-                        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is only for SCMP_ACT_NOTIFY, which is not supported yet",
-                    ));
+                    SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
                 }
             };
+        }
+        if check_notification(profile)? {
+            flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        } else {
+            // The kernel takes it only together with a listener, of which a profile without one has no use.
+            flags &= !SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         }
         Ok(Self {
             program: export(&context)?,
@@ -91,8 +104,15 @@ impl Filter {
         })
     }
 
-    /// Puts the filter on this process. It needs `no_new_privs` or CAP_SYS_ADMIN.
-    pub(crate) fn install(&self) -> io::Result<()> {
+    /// Whether it has system calls decided by somebody else.
+    pub(crate) fn notifies(&self) -> bool {
+        self.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
+
+    /// Puts the filter on this process; one that notifies gives the descriptor at which that is heard.
+    ///
+    /// It needs `no_new_privs` or CAP_SYS_ADMIN.
+    pub(crate) fn install(&self) -> io::Result<Option<OwnedFd>> {
         let program = libc::sock_fprog {
             len: u16::try_from(self.program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
             filter: self.program.as_ptr().cast_mut(),
@@ -109,8 +129,113 @@ impl Filter {
         if answer < 0 {
             return Err(io::Error::last_os_error());
         }
+        if !self.notifies() {
+            return Ok(None);
+        }
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(Some(unsafe { OwnedFd::from_raw_fd(answer as libc::c_int) }))
+    }
+}
+
+/// Whether a profile notifies; what it then needs is checked.
+fn check_notification(profile: &LinuxSeccomp) -> Result<bool, Error> {
+    let notify = LinuxSeccompAction::ScmpActNotify;
+    if profile.default_action() == notify {
+        return Err(Error::unsupported(
+            "linux.seccomp.defaultAction",
+            "SCMP_ACT_NOTIFY would stop the container before anybody can listen",
+        ));
+    }
+    let mut notifies = false;
+    for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
+        if rule.action() != notify {
+            continue;
+        }
+        notifies = true;
+        let ours = rule
+            .names()
+            .iter()
+            .find(|name| NEEDED_BY_US.contains(&name.as_str()));
+        if let Some(name) = ours {
+            return Err(Error::unsupported(
+                format!("linux.seccomp.syscalls[{index}]"),
+                format!("SCMP_ACT_NOTIFY cannot be used for {name}, which hands the listener over"),
+            ));
+        }
+    }
+    if notifies && listener_path(profile).is_none() {
+        return Err(Error::unsupported(
+            "linux.seccomp.listenerPath",
+            "SCMP_ACT_NOTIFY needs it: the socket of who decides",
+        ));
+    }
+    Ok(notifies)
+}
+
+fn listener_path(profile: &LinuxSeccomp) -> Option<&Path> {
+    let path = profile.listener_path().as_deref()?;
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// Who decides about the system calls that a filter notifies of: a program behind the socket `linux.seccomp.listenerPath`.
+pub(crate) struct SeccompAgent {
+    socket: UnixStream,
+    metadata: String,
+}
+
+impl SeccompAgent {
+    /// Connects, if the profile notifies at all.
+    pub(crate) fn connect(profile: &LinuxSeccomp) -> Result<Option<Self>, Error> {
+        let Some(path) = listener_path(profile).filter(|_| notifies(profile)) else {
+            return Ok(None);
+        };
+        let socket = UnixStream::connect(path).context(|| {
+            format!(
+                "cannot connect to {} (linux.seccomp.listenerPath)",
+                path.display()
+            )
+        })?;
+        Ok(Some(Self {
+            socket,
+            metadata: profile.listener_metadata().clone().unwrap_or_default(),
+        }))
+    }
+
+    /// Sends it the listener of a process (runtime-spec, "The Container Process State").
+    pub(crate) fn hand_over(
+        &self,
+        listener: OwnedFd,
+        pid: Pid,
+        state: &serde_json::Value,
+    ) -> Result<(), Error> {
+        let mut state = state.clone();
+        if state["pid"].is_null() {
+            state["pid"] = pid.as_raw().into();
+        }
+        let message = serde_json::json!({
+            "ociVersion": state["ociVersion"],
+            "fds": ["seccompFd"],
+            "pid": pid.as_raw(),
+            "metadata": self.metadata,
+            "state": state,
+        });
+        let message = message.to_string();
+        let files = [listener.as_raw_fd()];
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[io::IoSlice::new(message.as_bytes())],
+            &[ControlMessage::ScmRights(&files)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .context(|| "cannot hand over the seccomp listener".to_owned())?;
         Ok(())
     }
+}
+
+fn notifies(profile: &LinuxSeccomp) -> bool {
+    let mut rules = profile.syscalls().iter().flatten();
+    rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
 }
 
 /// libseccomp compares each argument once a rule; comparisons of one argument become rules of their own.
@@ -188,12 +313,7 @@ fn action(
         }
         LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(Error::unsupported(
-                format!("linux.seccomp.{field}"),
-                "SCMP_ACT_NOTIFY is not supported yet",
-            ));
-        }
+        LinuxSeccompAction::ScmpActNotify => ScmpAction::Notify,
     })
 }
 
@@ -266,18 +386,19 @@ mod tests {
     }
 
     #[test]
-    fn notification_is_refused_by_name() {
-        let error = Filter::compile(&profile(
-            r#"{"defaultAction":"SCMP_ACT_ALLOW",
-                "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#,
-        ))
-        .err()
-        .unwrap();
-        assert!(
-            error
-                .to_string()
-                .starts_with("linux.seccomp.syscalls[0].action"),
-            "{error}"
+    fn notification_needs_somebody_who_listens() {
+        let refused = |text: &str| Filter::compile(&profile(text)).err().unwrap().to_string();
+        let rule = r#"{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}"#;
+        let text = refused(&format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#
+        ));
+        assert!(text.starts_with("linux.seccomp.listenerPath"), "{text}");
+        let text = refused(r#"{"defaultAction":"SCMP_ACT_NOTIFY","listenerPath":"/x"}"#);
+        assert!(text.starts_with("linux.seccomp.defaultAction"), "{text}");
+        let text = refused(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x",
+                "syscalls":[{"names":["sendmsg"],"action":"SCMP_ACT_NOTIFY"}]}"#,
         );
+        assert!(text.starts_with("linux.seccomp.syscalls[0]"), "{text}");
     }
 }

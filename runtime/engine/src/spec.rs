@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 
 use crate::error::Error;
 use crate::hooks;
+use crate::net_devices::NetDevices;
 use crate::rootfs::{Options, root_propagation};
 
 /// Checks that the engine can honour a configuration.
@@ -51,6 +52,7 @@ pub fn validate(spec: &Spec) -> Result<(), Error> {
             "there must be one of type \"mount\"; the container's mounts would land on the host",
         ));
     }
+    NetDevices::of_spec(spec).validate()?;
     root_propagation(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         validate_mount(index, mount)?;
@@ -129,16 +131,6 @@ pub(crate) fn validate_process(process: &Process) -> Result<(), Error> {
 }
 
 fn validate_linux(linux: &Linux) -> Result<(), Error> {
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|map| !map.is_empty())
-    {
-        return Err(Error::unsupported(
-            "linux.netDevices",
-            "it is not supported yet",
-        ));
-    }
     if linux.intel_rdt().is_some() {
         return Err(Error::unsupported(
             "linux.intelRdt",
@@ -153,14 +145,6 @@ fn validate_linux(linux: &Linux) -> Result<(), Error> {
         return Err(Error::unsupported(
             "linux.mountLabel",
             "SELinux is not supported yet; leave the label out",
-        ));
-    }
-    if let Some(seccomp) = linux.seccomp()
-        && seccomp.listener_path().is_some()
-    {
-        return Err(Error::unsupported(
-            "linux.seccomp.listenerPath",
-            "SCMP_ACT_NOTIFY is not supported yet",
         ));
     }
     if let Some(personality) = linux.personality()

@@ -17,6 +17,7 @@ use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, PosixRlimit, Process};
 
 use crate::error::{Context, Error};
+use crate::handshake::{ChildEnd, Message};
 use crate::hooks;
 use crate::limits;
 use crate::report::Failure;
@@ -114,7 +115,7 @@ impl Workload {
     }
 
     /// Takes every step that can fail, down to finding the program, so that a failure is one of create.
-    pub(crate) fn prepare(&self) -> Result<Program, Error> {
+    pub(crate) fn prepare(&self, socket: &ChildEnd) -> Result<Program, Error> {
         if let Some(name) = &self.keyring {
             join_keyring(name)?;
         }
@@ -129,9 +130,7 @@ impl Workload {
                 .context(|| "cannot set process.noNewPrivileges".to_owned())?;
         } else if let Some(filter) = &self.seccomp {
             // Without no_new_privs only a process with CAP_SYS_ADMIN may do this.
-            filter
-                .install()
-                .context(|| "cannot install linux.seccomp".to_owned())?;
+            install(filter, socket)?;
         }
         self.change_user()?;
         if entered.is_err() {
@@ -158,6 +157,12 @@ impl Workload {
             .map(CString::new)
             .collect::<Result<_, _>>()
             .map_err(|_| Error::unsupported("process.env", "it contains NUL"))?;
+        if self.no_new_privileges
+            && let Some(filter) = self.seccomp.as_ref().filter(|filter| filter.notifies())
+        {
+            // While there is still somebody to take the listener.
+            install(filter, socket)?;
+        }
         Ok(Program { path, env })
     }
 
@@ -178,7 +183,7 @@ impl Workload {
             .map_err(|_| Failure::Setup("process.args contains NUL".to_owned()))?;
         reset_signals();
         if self.no_new_privileges
-            && let Some(filter) = &self.seccomp
+            && let Some(filter) = self.seccomp.as_ref().filter(|filter| !filter.notifies())
         {
             filter.install().map_err(|error| {
                 Failure::Setup(format!("cannot install linux.seccomp: {error}"))
@@ -306,6 +311,18 @@ impl Workload {
             }
         }
         Ok(())
+    }
+}
+
+/// Puts a filter in force, and hands its listener over if it notifies.
+fn install(filter: &Filter, socket: &ChildEnd) -> Result<(), Error> {
+    let context = || "cannot install linux.seccomp".to_owned();
+    match filter.install().context(context)? {
+        None => Ok(()),
+        Some(listener) => {
+            socket.send(&Message::Listener(listener));
+            socket.wait()
+        }
     }
 }
 

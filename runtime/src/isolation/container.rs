@@ -141,6 +141,13 @@ impl Isolation for ContainerModel {
                 .linux()
                 .as_ref()
                 .and_then(|linux| linux.seccomp().as_ref()),
+            state: serde_json::json!({
+                "ociVersion": spec.version(),
+                "id": container.id,
+                "status": "running",
+                "bundle": container.bundle,
+                "annotations": spec.annotations().clone().unwrap_or_default(),
+            }),
             cgroup: &cgroup,
             sub_cgroup: request.cgroup,
             stdio: stdio(request.console_socket),

@@ -178,6 +178,8 @@ pub struct Target<'a> {
     pub id: &'a ContainerId,
     /// The container's directory in the state root.
     pub dir: &'a Path,
+    /// The bundle's directory.
+    pub bundle: &'a Path,
     /// The cgroup, as [`CreateContext::cgroup_path`].
     pub cgroup_path: &'a Path,
     /// The pid of the init process as the host sees it, if it is alive.

@@ -163,6 +163,7 @@ impl Lifecycle {
         Target {
             id: &record.id,
             dir,
+            bundle: &record.bundle,
             cgroup_path: &record.cgroup_path,
             pid: process.map(|process| process.pid),
             process,

@@ -128,6 +128,8 @@ impl Container {
             init_start,
             process: &process,
             seccomp,
+            // Only who is notified by a seccomp profile would see it, and nobody in the guest is.
+            state: serde_json::Value::Null,
             cgroup: &self.cgroup()?,
             sub_cgroup: Some(sub_cgroup).filter(|path| !path.as_os_str().is_empty()),
             stdio: stdio(io),

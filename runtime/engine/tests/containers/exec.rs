@@ -215,6 +215,7 @@ fn exec_with_a_terminal() {
                 one["terminal"] = json!(true);
             }),
             seccomp: None,
+            state: serde_json::Value::Null,
             cgroup: &container.cgroup,
             sub_cgroup: None,
             stdio: Stdio::Console(listener.path().to_owned()),
@@ -250,6 +251,7 @@ fn exec_runs_in_a_cgroup_below() {
             one["args"] = json!(["sleep", "1000"])
         }))),
         seccomp: None,
+        state: serde_json::Value::Null,
         cgroup: Box::leak(Box::new(container.cgroup.clone())),
         sub_cgroup: Some(sub.as_ref()),
         stdio: Stdio::Inherit,

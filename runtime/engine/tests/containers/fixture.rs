@@ -212,6 +212,7 @@ impl Container {
                 .linux()
                 .as_ref()
                 .and_then(|linux| linux.seccomp().as_ref()),
+            state: json!({"id": self.id}),
             cgroup: &self.cgroup,
             sub_cgroup: None,
             stdio: Stdio::Files {

@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixListener;
 
 use engine::{Error, Stdio, console};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use serde_json::json;
 
 use crate::Test;
@@ -28,6 +31,7 @@ pub const TESTS: &[Test] = &[
     ("oom_score_is_set", oom_score_is_set),
     ("no_new_privileges_is_set", no_new_privileges_is_set),
     ("seccomp_denies", seccomp_denies),
+    ("seccomp_asks_who_listens", seccomp_asks_who_listens),
     (
         "seccomp_without_no_new_privileges",
         seccomp_without_no_new_privileges,
@@ -336,4 +340,71 @@ fn terminal_by_console_socket() {
     assert_eq!(text, "/dev/pts/0\r\n33 77\r\nc\r\n0\r\n");
     container.engine.delete(&container.cgroup).unwrap();
     container.assert_gone();
+}
+
+fn seccomp_asks_who_listens() {
+    for no_new_privileges in [false, true] {
+        let mut container = Container::shell("mkdir /tmp/made; echo $?");
+        let path = container.path("agent.sock");
+        let agent = UnixListener::bind(&path).unwrap();
+        container.config["process"]["noNewPrivileges"] = no_new_privileges.into();
+        container.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": path,
+            "listenerMetadata": "for the agent",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+        });
+        let pid = container.create().unwrap().pid;
+        let (connection, _) = agent.accept().unwrap();
+        let mut text = [0u8; 4096];
+        let mut space = nix::cmsg_space!(std::os::fd::RawFd);
+        let mut parts = [std::io::IoSliceMut::new(&mut text)];
+        let message = recvmsg::<UnixAddr>(
+            connection.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::empty(),
+        )
+        .unwrap();
+        let files: Vec<_> = message
+            .cmsgs()
+            .unwrap()
+            .filter_map(|one| match one {
+                ControlMessageOwned::ScmRights(files) => Some(files),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let length = message.bytes;
+        let told: serde_json::Value = serde_json::from_slice(&text[..length]).unwrap();
+        assert_eq!(told["pid"], pid.as_raw());
+        assert_eq!(told["fds"], json!(["seccompFd"]));
+        assert_eq!(told["metadata"], "for the agent");
+        assert_eq!(told["state"]["status"], "creating");
+        // SAFETY: the kernel has just put it into this process.
+        let listener = unsafe { std::os::fd::OwnedFd::from_raw_fd(files[0]) };
+        // It answers what the workload asks: EDOM, which mkdir never says by itself.
+        let answer = std::thread::spawn(move || {
+            let listener = listener.as_raw_fd();
+            let mut request = [0u64; 10];
+            let mut reply = [0u64; 3];
+            // Kernel ABI: SECCOMP_IOCTL_NOTIF_RECV and _SEND on structures of 80 and 24 bytes.
+            // SAFETY: they have the sizes that the numbers of the requests say.
+            let received = unsafe { libc::ioctl(listener, 0xc050_2100, request.as_mut_ptr()) };
+            assert_eq!(received, 0);
+            reply[0] = request[0];
+            reply[2] = u64::from((-libc::EDOM) as u32);
+            // SAFETY: as above.
+            let sent = unsafe { libc::ioctl(listener, 0xc018_2101, reply.as_mut_ptr()) };
+            assert_eq!(sent, 0);
+        });
+        container.engine.start().unwrap();
+        let outcome = container.finish();
+        answer.join().unwrap();
+        assert_eq!(outcome.stdout, "1\n", "{outcome:?}");
+        assert!(
+            outcome.stderr.contains("argument out of domain"),
+            "{outcome:?}"
+        );
+    }
 }

@@ -47,6 +47,7 @@ pub const TESTS: &[Test] = &[
         a_user_namespace_can_be_joined,
     ),
     ("loopback_is_up", loopback_is_up),
+    ("a_network_device_moves_in", a_network_device_moves_in),
     ("time_offsets_are_set", time_offsets_are_set),
     ("a_user_namespace_maps_ids", a_user_namespace_maps_ids),
     (
@@ -346,6 +347,34 @@ fn a_user_namespace_can_be_joined() {
 fn loopback_is_up() {
     let text = Container::new(&["ip", "link", "show", "lo"]).output();
     assert!(text.contains("LOOPBACK,UP"), "{text}");
+}
+
+fn a_network_device_moves_in() {
+    let ip = |arguments: &str| {
+        let done = std::process::Command::new("ip")
+            .args(arguments.split(' '))
+            .output();
+        done.is_ok_and(|output| output.status.success())
+    };
+    let name = format!("rt{}", std::process::id());
+    if !ip(&format!("link add {name} type veth peer name {name}p")) {
+        println!("skipped: no ip(8) here, or it cannot make a pair of virtual devices");
+        return;
+    }
+    assert!(ip(&format!("addr add 192.0.2.7/24 dev {name}")));
+    let mut container = Container::shell("ip -o addr show dev eth7; ip -o link show dev eth7");
+    container.config["linux"]["netDevices"] = json!({ name.as_str(): {"name": "eth7"} });
+    let text = container.output();
+    assert!(text.contains("192.0.2.7/24"), "{text}");
+    assert!(text.contains(",UP"), "{text}");
+    assert!(
+        !exists(format!("/sys/class/net/{name}").as_ref()),
+        "it stayed on the host"
+    );
+    container.config["linux"]["netDevices"] = json!({ "rt-no-such": {} });
+    let error = engine::error_chain(&container.create().unwrap_err());
+    assert!(error.contains("linux.netDevices.rt-no-such"), "{error}");
+    container.assert_gone();
 }
 
 fn time_offsets_are_set() {

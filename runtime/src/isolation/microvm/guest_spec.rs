@@ -240,6 +240,16 @@ fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpec
             "take over a network device of the host",
         ));
     }
+    if linux
+        .seccomp()
+        .as_ref()
+        .is_some_and(|profile| profile.listener_path().is_some())
+    {
+        return Err(impossible(
+            "linux.seccomp.listenerPath",
+            "have a program of the host decide about system calls of the guest's kernel",
+        ));
+    }
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         if device.typ() == LinuxDeviceType::B {
             return Err(impossible(
