@@ -4,6 +4,7 @@
 //! Nothing here knows how `rt` works inside; it is used as any client uses it.
 
 mod bundle;
+pub mod fault;
 mod fixture;
 mod pseudoterminal;
 pub mod snapshot;

@@ -67,7 +67,8 @@ pub fn create(fixture: &Fixture, bundle: &Bundle, id: &str) -> Claim {
 
 const WAIT_FOR_TERM: &str = "trap 'echo bye; exit 5' TERM; echo up; while true; do sleep 1; done";
 
-fn wait_for_log(fixture: &Fixture, id: &str, text: &str) -> Claim {
+/// Waits until a text is in the log of [`Fixture::start_detached`] or [`create`].
+pub fn wait_for_log(fixture: &Fixture, id: &str, text: &str) -> Claim {
     // The log is a file, which has no event of its own to wait for.
     for _ in 0..600 {
         if fixture.log_of(id).contains(text) {

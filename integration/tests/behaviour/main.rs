@@ -6,6 +6,7 @@
 //! beside this test. `RT_MODELS` (comma-separated) limits the models.
 
 mod bad_input;
+mod crash;
 mod exec;
 mod filesystem;
 mod hooks;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             terminal::CLAIMS,
             bad_input::CLAIMS,
             leftovers::CLAIMS,
+            crash::CLAIMS,
         ];
         let only = match model {
             Model::Microvm => [microvm::CLAIMS, microvm_failures::CLAIMS].as_slice(),

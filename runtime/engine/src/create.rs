@@ -29,7 +29,7 @@ use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::{hooks_of, namespace, path_of};
 use crate::stdio::Ready;
 use crate::workload::{Workload, close_on_exec_from, hide_from_tracing, loopback_up};
-use crate::{CreateRequest, Created, Engine, limits, processes};
+use crate::{CreateRequest, Created, Engine, fault, limits, processes};
 
 /// What the two sides have in common before they part.
 struct Plan<'a> {
@@ -157,9 +157,25 @@ pub(crate) fn start(path: &Path) -> Result<(), Error> {
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .context(context)?;
-    // Nobody can start it twice.
-    fs::remove_file(path).context(context)?;
-    pipe.write_all(b"s").context(context)
+    fault::point("engine.start-opened");
+    pipe.write_all(b"s").context(context)?;
+    fault::point("engine.start-told");
+    // Nobody can start it twice. One whose teller was killed here may be told twice; it reads once.
+    let _ = fs::remove_file(path);
+    Ok(())
+}
+
+/// Whether nobody waits at the pipe any more. It has a reader as long as the first process waits, and no longer.
+pub(crate) fn has_started(path: &Path) -> Result<bool, Error> {
+    let pipe = File::options()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    match pipe {
+        Ok(_) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => Ok(true),
+        Err(error) => Err(error).context(|| format!("cannot look at {}", path.display())),
+    }
 }
 
 pub(crate) fn keyring(id: &str, keep: bool) -> Result<Option<CString>, Error> {

@@ -18,7 +18,7 @@ use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::validate_process;
 use crate::stdio::Ready;
 use crate::workload::{Program, Workload, close_on_exec_from, hide_from_tracing};
-use crate::{Cgroup, Created, ExecRequest, attributes, create, limits, processes, rootfs};
+use crate::{Cgroup, Created, ExecRequest, attributes, create, fault, limits, processes, rootfs};
 
 /// What the two sides have in common before they part.
 struct Plan<'a> {
@@ -111,8 +111,10 @@ fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
     };
     drop(birth);
     drop(theirs);
+    fault::point("exec.cloned");
     let start_time = processes::start_time(child.pid);
     follow(plan, &child, &ours).inspect_err(|_| child.kill_and_reap())?;
+    fault::point("exec.program-runs");
     Ok(Created {
         pid: child.pid,
         // A program that has ended already is a zombie, which no other process can be taken for.
@@ -148,10 +150,12 @@ fn new_process(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
 }
 
 fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
+    fault::point("exec.child-born");
     let process = plan.request.process;
     let affinity = process.exec_cpu_affinity().as_ref();
     set_affinity(affinity.and_then(|one| one.initial().as_deref()))?;
     plan.entrance.pass()?;
+    fault::point("exec.child-in-cgroup");
     set_affinity(affinity.and_then(|one| one.cpu_affinity_final().as_deref()))?;
     // With the rights of the host, before they are given up for those of the container.
     limits::set_oom_score(Pid::this(), process)?;
@@ -166,13 +170,16 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     if plan.foreign.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::become_root()?;
     }
+    fault::point("exec.child-in-namespaces");
     if let Some(console) = plan.stdio.console() {
         rootfs::own_terminal(console)?;
     }
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.request.preserve_fds.saturating_add(3))?;
-    plan.workload.prepare(socket)
+    let program = plan.workload.prepare(socket)?;
+    fault::point("exec.child-prepared");
+    Ok(program)
 }
 
 fn set_affinity(cpus: Option<&str>) -> Result<(), Error> {

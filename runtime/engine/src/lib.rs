@@ -10,6 +10,7 @@
 
 pub mod cgroup;
 pub mod console;
+pub mod fault;
 pub mod hooks;
 
 mod attributes;
@@ -151,6 +152,14 @@ impl Engine {
         create::start(&self.start_pipe())
     }
 
+    /// Whether the first process has been let go, by this process or another, or is gone.
+    ///
+    /// # Errors
+    /// The start pipe cannot be looked at.
+    pub fn has_started(&self) -> Result<bool, Error> {
+        create::has_started(&self.start_pipe())
+    }
+
     /// Runs one more process in the container; it is a child of the caller.
     ///
     /// # Errors
@@ -169,6 +178,7 @@ impl Engine {
     pub fn delete(&self, cgroup: &Cgroup) -> Result<(), Error> {
         if self.claim_file().exists() {
             cgroup.remove()?;
+            fault::point("engine.cgroup-removed");
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -195,6 +205,8 @@ impl Engine {
             .context(|| format!("cannot create {}", self.directory.display()))?;
         let path = self.claim_file();
         fs::write(&path, cgroup.path().as_os_str().as_encoded_bytes())
-            .context(|| format!("cannot write {}", path.display()))
+            .context(|| format!("cannot write {}", path.display()))?;
+        fault::point("engine.cgroup-claimed");
+        Ok(())
     }
 }

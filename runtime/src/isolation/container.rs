@@ -96,6 +96,12 @@ impl Isolation for ContainerModel {
         engine_of(container).start().map_err(IsolationError::failed)
     }
 
+    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError> {
+        engine_of(container)
+            .has_started()
+            .map_err(IsolationError::failed)
+    }
+
     fn kill(
         &self,
         container: &Target<'_>,

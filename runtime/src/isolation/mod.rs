@@ -232,6 +232,12 @@ pub trait Isolation: Sync {
     /// The workload could not be started.
     fn start(&self, container: &Target<'_>) -> Result<(), IsolationError>;
 
+    /// Whether the init process has been let go by [`Isolation::start`]. Asked when a `start` is under way or was cut off.
+    ///
+    /// # Errors
+    /// It could not be found out.
+    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError>;
+
     /// Sends `signal` to the workload's first process, or with `all` to every process of the container.
     ///
     /// # Errors

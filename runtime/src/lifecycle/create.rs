@@ -5,6 +5,7 @@ use std::path::Path;
 
 use engine::cgroup::Cgroup;
 use engine::console::Listener;
+use engine::fault;
 use engine::hooks::Kind;
 
 use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
@@ -72,6 +73,7 @@ impl Lifecycle {
             id: options.id.clone(),
             isolation: options.model,
             phase: Phase::Creating,
+            creator: Some(identify(std::process::id().cast_signed())?),
             process: None,
             oci_version: spec.version().clone(),
             bundle: options.bundle.dir().to_owned(),
@@ -108,6 +110,7 @@ impl Lifecycle {
             source,
         })?;
         container.write(SAVED_CONFIG, &config)?;
+        fault::point("create.configuration-saved");
         let listener = listen(options.console, container.dir(), &bundle)?;
         let isolation = options.model.isolation();
         let pid = isolation.create(&CreateContext {
@@ -125,6 +128,7 @@ impl Lifecycle {
             no_new_keyring: options.no_new_keyring,
             config: &self.config,
         })?;
+        fault::point("create.model-done");
         let process = identify(pid)?;
         container.update(|record| record.process = Some(process))?;
         if !isolation.runs_create_hooks() {
@@ -151,6 +155,7 @@ impl Lifecycle {
             })?),
             None => None,
         };
+        fault::point("create.terminal-received");
         if let Some(path) = options.pid_file {
             write_pid_file(path, pid)?;
         }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use engine::console::Listener;
+use engine::fault;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::{Process, Spec};
@@ -51,7 +52,7 @@ impl Lifecycle {
     /// # Errors
     /// There is no such container, or its directory was damaged.
     pub fn spec(&self, id: &ContainerId) -> Result<Spec, Error> {
-        self.store.load(id)?;
+        self.load(id)?;
         Ok(bundle::load_config(&self.store.dir(id).join(SAVED_CONFIG))?.0)
     }
 
@@ -60,7 +61,7 @@ impl Lifecycle {
     /// # Errors
     /// The container does not live or is paused, or the process could not be started.
     pub fn exec(&self, options: &ExecOptions<'_>) -> Result<Executed, Error> {
-        let record = self.store.load(options.id)?;
+        let record = self.load(options.id)?;
         let problem = match record.status() {
             Status::Created | Status::Running => None,
             Status::Paused if options.ignore_paused => None,
@@ -103,6 +104,7 @@ impl Lifecycle {
             .isolation
             .isolation()
             .exec(&self.target(&record, &dir), &request)?;
+        fault::point("exec.model-done");
         finish(pid, options.pid_file, listener.as_ref()).inspect_err(|_| {
             // Nobody will know of it: it must not go on.
             let _ = PidFd::open(pid).and_then(|process| process.signal(Signal::KILL));

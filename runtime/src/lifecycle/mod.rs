@@ -9,10 +9,17 @@ mod exec;
 mod foreground;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use engine::ProcessInfo;
 use engine::hooks::{self, Kind};
+use engine::{ProcessInfo, fault};
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::unistd::linkat;
 use oci_spec::runtime::{Hook, LinuxResources};
 use serde::Serialize;
 
@@ -158,6 +165,38 @@ impl Lifecycle {
         &self.config
     }
 
+    /// Reads a container's record.
+    fn load(&self, id: &ContainerId) -> Result<Record, Error> {
+        Ok(self.settle(self.store.load(id)?))
+    }
+
+    /// Locks a container. A `start` that was cut off is then settled in its record too.
+    fn lock(&self, id: &ContainerId) -> Result<LockedContainer, Error> {
+        let mut container = self.store.lock(id)?;
+        if container.record().phase == Phase::Starting {
+            let phase = self.settle(container.record().clone()).phase;
+            container.update(|record| record.phase = phase)?;
+        }
+        Ok(container)
+    }
+
+    /// While a `start` is under way, and after one that was cut off, the model knows whether the workload runs.
+    fn settle(&self, mut record: Record) -> Record {
+        if record.phase == Phase::Starting {
+            let dir = self.store.dir(&record.id);
+            let started = record
+                .isolation
+                .isolation()
+                .has_started(&self.target(&record, &dir));
+            // Who cannot be asked does not wait for a start.
+            record.phase = match started {
+                Ok(false) => Phase::Created,
+                Ok(true) | Err(_) => Phase::Running,
+            };
+        }
+        record
+    }
+
     fn target<'a>(&'a self, record: &'a Record, dir: &'a Path) -> Target<'a> {
         let process = record.process.filter(|process| process.is_alive());
         Target {
@@ -176,14 +215,15 @@ impl Lifecycle {
     /// # Errors
     /// It is not in the state `created`, or could not be started, or a poststart hook failed: then it has been killed.
     pub fn start(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.store.lock(id)?;
-        let problem = match container.record().status() {
+        let mut container = self.lock(id)?;
+        let record = container.record();
+        let problem = match record.status() {
             Status::Created => None,
-            Status::Creating => {
-                Some("cannot start a container whose creation was cut off: delete it with --force")
+            _ if record.phase == Phase::Creating => {
+                Some("cannot start a container whose creation was cut off: delete it")
             }
             Status::Running | Status::Paused => Some("cannot start an already running container"),
-            Status::Stopped => Some("cannot start a container that has stopped"),
+            Status::Creating | Status::Stopped => Some("cannot start a container that has stopped"),
         };
         if let Some(problem) = problem {
             return Err(Error::Status {
@@ -192,13 +232,15 @@ impl Lifecycle {
             });
         }
         let isolation = container.record().isolation.isolation();
-        // Written before it is true: a crash in between leaves a container that needs force to be deleted, not a
-        // running one that counts as created.
-        container.update(|record| record.phase = Phase::Running)?;
+        // While nobody can know from the record whether the workload runs, it says so.
+        container.update(|record| record.phase = Phase::Starting)?;
+        fault::point("start.announced");
         if let Err(error) = isolation.start(&self.target(container.record(), container.dir())) {
             container.update(|record| record.phase = Phase::Created)?;
             return Err(error.into());
         }
+        fault::point("start.model-done");
+        container.update(|record| record.phase = Phase::Running)?;
         let hooks = saved_hooks(&container)?;
         let poststart = hooks.as_ref().and_then(|hooks| hooks.poststart().as_ref());
         if let Err(error) = run_hooks(
@@ -223,7 +265,7 @@ impl Lifecycle {
     /// Nobody is there to get it.
     pub fn kill(&self, id: &ContainerId, signal: Signal, all: bool) -> Result<(), Error> {
         // Without the lock, so that a hook or another `start` that hangs can be ended.
-        let record = self.store.load(id)?;
+        let record = self.load(id)?;
         if record.status() == Status::Stopped && !all {
             return Err(Error::Status {
                 problem: "container not running",
@@ -243,9 +285,13 @@ impl Lifecycle {
     /// # Errors
     /// It lives and `force` is not given, or something could not be removed; then it may be tried again.
     pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
-        let mut container = match self.store.lock(id) {
-            Err(StateError::NotFound { .. }) if force => return Ok(()),
-            Err(error) if force && error.is_junk() => {
+        let mut container = match self.lock(id) {
+            Err(Error::State(StateError::NotFound { .. })) if force => {
+                // Perhaps of a `create` or a `delete` that was cut off.
+                self.store.sweep();
+                return Ok(());
+            }
+            Err(Error::State(error)) if force && error.is_junk() => {
                 tracing::warn!("{error}: removing the directory only");
                 return Ok(self.store.discard(id)?);
             }
@@ -258,12 +304,13 @@ impl Lifecycle {
                 status: status.name(),
             });
         }
-        let hooks = if status == Status::Creating {
+        let hooks = if container.record().phase == Phase::Creating {
             None
         } else {
             saved_hooks(&container).unwrap_or_default()
         };
         self.remove(&mut container)?;
+        fault::point("delete.model-done");
         let record = container.record().clone();
         container.remove()?;
         let poststop = hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref());
@@ -285,7 +332,7 @@ impl Lifecycle {
     /// # Errors
     /// There is none, or its record is junk.
     pub fn state(&self, id: &ContainerId) -> Result<State, Error> {
-        Ok(State::of(self.store.load(id)?))
+        Ok(State::of(self.load(id)?))
     }
 
     /// All containers, by id. One whose record is junk is named in the log and left out.
@@ -297,7 +344,7 @@ impl Lifecycle {
         Ok(containers
             .into_iter()
             .filter_map(|(_, record)| match record {
-                Ok(record) => Some(State::of(record)),
+                Ok(record) => Some(State::of(self.settle(record))),
                 Err(error) => {
                     tracing::warn!("{}", crate::error_chain(&error));
                     None
@@ -311,7 +358,7 @@ impl Lifecycle {
     /// # Errors
     /// It does not run, or could not be paused.
     pub fn pause(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.store.lock(id)?;
+        let mut container = self.lock(id)?;
         if container.record().status() != Status::Running {
             return Err(Error::Status {
                 problem: "container not running",
@@ -331,7 +378,7 @@ impl Lifecycle {
     /// # Errors
     /// It is not paused, or could not be resumed.
     pub fn resume(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.store.lock(id)?;
+        let mut container = self.lock(id)?;
         if container.record().status() != Status::Paused {
             return Err(Error::Status {
                 problem: "container not paused",
@@ -351,7 +398,7 @@ impl Lifecycle {
     /// # Errors
     /// It does not live, or a limit could not be set.
     pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), Error> {
-        let container = self.store.lock(id)?;
+        let container = self.lock(id)?;
         if container.record().live_pid().is_none() {
             return Err(Error::Status {
                 problem: "container not running",
@@ -367,7 +414,7 @@ impl Lifecycle {
     /// # Errors
     /// They could not be read.
     pub fn processes(&self, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
-        let record = self.store.load(id)?;
+        let record = self.load(id)?;
         if record.live_pid().is_none() {
             return Ok(Vec::new());
         }
@@ -395,8 +442,55 @@ fn identify(pid: i32) -> Result<ProcessId, Error> {
 
 /// Writes a pid file as a whole, for clients that watch for it.
 fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
-    Ok(crate::state::write_atomically(
-        path,
-        pid.to_string().as_bytes(),
-    )?)
+    let error = |source| Error::Path {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    };
+    // The directory is the client's: a file without a name leaves nothing there, whenever we end.
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .mode(0o644)
+        .custom_flags(libc::O_TMPFILE)
+        .open(dir);
+    let mut file = match file {
+        Ok(file) => file,
+        Err(refused)
+            if matches!(
+                refused.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)
+            ) =>
+        {
+            // A file system that has no such files.
+            let text = pid.to_string();
+            return Ok(crate::state::write_atomically(path, text.as_bytes())?);
+        }
+        Err(other) => return Err(error(other)),
+    };
+    file.write_all(pid.to_string().as_bytes()).map_err(error)?;
+    fault::point("pid-file.written");
+    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = || {
+        linkat(
+            None,
+            Path::new(&nameless),
+            None,
+            path,
+            AtFlags::AT_SYMLINK_FOLLOW,
+        )
+    };
+    let linked = match link() {
+        Err(Errno::EEXIST) => {
+            let _ = std::fs::remove_file(path);
+            link()
+        }
+        linked => linked,
+    };
+    linked.map_err(|errno| error(errno.into()))?;
+    fault::point("pid-file.named");
+    Ok(())
 }

@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use engine::fault;
 use nix::fcntl::{FcntlArg, RenameFlags, fcntl, renameat2};
 
 pub use record::{Phase, RECORD_VERSION, Record, Status};
@@ -24,8 +25,8 @@ use crate::process::ProcessId;
 
 const RECORD_FILE: &str = "state.json";
 const LOCK_FILE: &str = "lock";
-/// Marks directories that are being made or removed; no id begins so. The process that works on one follows.
-const PENDING: &str = "~";
+/// The directory in the root for what is being made or removed; no id begins so. It stays, for the next one.
+const PENDING: &str = "~pending";
 
 /// The bundle's configuration as it was used, in the container's directory.
 pub const SAVED_CONFIG: &str = "config.json";
@@ -136,11 +137,12 @@ impl Store {
             return Err(StateError::Exists { id: id.clone() });
         }
         self.sweep();
-        let pending = self.pending("new")?;
+        let pending = self.pending()?;
         DirBuilder::new()
             .mode(0o700)
             .create(&pending)
             .map_err(io_error("create", &pending))?;
+        fault::point("state.directory-made");
         let made = Self::fill(&pending, &record).and_then(|lock| {
             renameat2(None, &pending, None, &dir, RenameFlags::RENAME_NOREPLACE).map_err(
                 |errno| match errno {
@@ -152,6 +154,7 @@ impl Store {
                     },
                 },
             )?;
+            fault::point("state.id-taken");
             Ok(lock)
         });
         match made {
@@ -270,34 +273,39 @@ impl Store {
 
     /// Moves the directory away, so that the id is free at once and nobody sees half a container, and removes it.
     fn remove(&self, dir: &Path) -> Result<(), StateError> {
-        let pending = self.pending("old")?;
+        let pending = self.pending()?;
         fs::rename(dir, &pending).map_err(io_error("remove", dir))?;
-        fs::remove_dir_all(&pending).map_err(io_error("remove", &pending))
+        fault::point("state.id-free");
+        fs::remove_dir_all(&pending).map_err(io_error("remove", &pending))?;
+        fault::point("state.directory-removed");
+        self.sweep();
+        Ok(())
     }
 
     /// A name for a directory that this process makes or removes.
-    fn pending(&self, kind: &str) -> Result<PathBuf, StateError> {
+    fn pending(&self) -> Result<PathBuf, StateError> {
+        let dir = self.root.join(PENDING);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(io_error("create", &dir))?;
         let me = ProcessId::of(std::process::id().cast_signed())
             .map_err(io_error("read", Path::new("/proc/self/stat")))?;
         // The time tells apart what threads of one process do at once.
         let now = crate::clock::now().as_nanos();
-        Ok(self.root.join(format!(
-            "{PENDING}{kind}-{}-{}-{now}",
-            me.pid, me.start_time
-        )))
+        Ok(dir.join(format!("{}-{}-{now}", me.pid, me.start_time)))
     }
 
     /// Removes what processes that were killed while they made or removed a directory left behind.
-    fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.root) else {
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.root.join(PENDING)) else {
             return;
         };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PENDING)) else {
-                continue;
-            };
-            let mut parts = name.split('-').skip(1).map(str::parse::<u64>);
+            let mut parts = name.to_str().into_iter().flat_map(|name| name.split('-'));
+            let mut parts = parts.by_ref().map(str::parse::<u64>);
             let (Some(Ok(pid)), Some(Ok(start_time))) = (parts.next(), parts.next()) else {
                 continue;
             };
@@ -449,7 +457,11 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StateError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&temporary)
         .and_then(|mut file| file.write_all(content))
-        .and_then(|()| fs::rename(&temporary, path));
+        .and_then(|()| {
+            fault::point("state.file-written");
+            fs::rename(&temporary, path)
+        });
+    fault::point("state.file-renamed");
     written.map_err(|source| {
         let _ = fs::remove_file(&temporary);
         StateError::Io {
@@ -471,6 +483,7 @@ mod tests {
             id: id.parse().unwrap(),
             isolation: Model::Container,
             phase: Phase::Creating,
+            creator: None,
             process: None,
             oci_version: "1.2.0".into(),
             bundle: "/b".into(),
@@ -492,6 +505,7 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&store.root)
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != PENDING)
             .collect();
         names.sort();
         names
@@ -544,7 +558,19 @@ mod tests {
         });
         assert_eq!(stale.status(), Status::Stopped);
         assert_eq!(stale.live_pid(), None);
-        assert_eq!(record("a").status(), Status::Creating);
+    }
+
+    #[test]
+    fn a_creation_goes_on_as_long_as_its_creator_lives() {
+        let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let mut record = record("a");
+        record.creator = Some(me);
+        assert_eq!(record.status(), Status::Creating);
+        record.creator = Some(ProcessId {
+            start_time: me.start_time + 1,
+            ..me
+        });
+        assert_eq!(record.status(), Status::Stopped);
     }
 
     #[test]
@@ -586,10 +612,16 @@ mod tests {
     fn what_a_killed_process_left_is_swept() {
         let (_dir, store) = store();
         drop(store.create(record("a")).unwrap());
-        fs::create_dir(store.root.join("~new-1-1")).unwrap();
-        fs::create_dir(store.root.join("~old-999999999-1")).unwrap();
+        let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let mine = format!("{}-{}-7", me.pid, me.start_time);
+        for name in ["1-1-1", "999999999-1-1", &mine] {
+            fs::create_dir(store.root.join(PENDING).join(name)).unwrap();
+        }
         drop(store.create(record("b")).unwrap());
         assert_eq!(names(&store), ["a", "b"]);
+        let pending = fs::read_dir(store.root.join(PENDING)).unwrap();
+        let pending: Vec<_> = pending.map(|one| one.unwrap().file_name()).collect();
+        assert_eq!(pending, [mine.as_str()]);
     }
 
     #[test]

@@ -23,7 +23,9 @@ pub enum Phase {
     Creating,
     /// `create` is done.
     Created,
-    /// `start` has begun: the workload runs, or is just about to.
+    /// `start` has begun: the workload may run or not. The isolation model knows.
+    Starting,
+    /// The workload runs.
     Running,
     /// `pause` has stopped the processes.
     Paused,
@@ -35,7 +37,7 @@ pub enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Being created, or its creation was cut off.
+    /// Being created.
     Creating,
     /// Created and not started.
     Created,
@@ -43,7 +45,7 @@ pub enum Status {
     Running,
     /// The workload is paused.
     Paused,
-    /// The workload has ended.
+    /// The workload has ended, or the creation was cut off.
     Stopped,
 }
 
@@ -72,6 +74,9 @@ pub struct Record {
     pub isolation: Model,
     /// How far it came.
     pub phase: Phase,
+    /// Who creates it: a creator that is gone will not go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creator: Option<ProcessId>,
     /// The init process as the host sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessId>,
@@ -95,13 +100,13 @@ pub struct Record {
 impl Record {
     /// What is true now: what was written, and whether the init process lives.
     pub fn status(&self) -> Status {
-        let alive = self.process.is_some_and(ProcessId::is_alive);
+        let alive = |process: Option<ProcessId>| process.is_some_and(ProcessId::is_alive);
         match self.phase {
-            Phase::Creating => Status::Creating,
-            Phase::Created if alive => Status::Created,
-            Phase::Running if alive => Status::Running,
-            Phase::Paused if alive => Status::Paused,
-            Phase::Created | Phase::Running | Phase::Paused | Phase::Stopped => Status::Stopped,
+            Phase::Creating if alive(self.creator) => Status::Creating,
+            Phase::Created if alive(self.process) => Status::Created,
+            Phase::Starting | Phase::Running if alive(self.process) => Status::Running,
+            Phase::Paused if alive(self.process) => Status::Paused,
+            _ => Status::Stopped,
         }
     }
 

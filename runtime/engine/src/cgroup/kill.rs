@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::{Cgroup, Error, Result, io_error, read, write};
 use crate::clone::{pidfd_open, send_signal};
+use crate::fault;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -172,11 +173,13 @@ pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
         return Ok(());
     }
     kill_all(cgroup)?;
+    fault::point("cgroup.killed");
     let deadline = Instant::now() + LIMIT;
     for root in left {
         for directory in tree(&root) {
             remove_directory(&directory, deadline)?;
         }
+        fault::point("cgroup.removed");
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ use std::path::{Component, Path, PathBuf};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
+use crate::fault;
+
 pub use layout::{Hierarchy, Layout};
 pub use stats::{Cpu, Memory, Pids, Stats, Throttling};
 
@@ -220,6 +222,7 @@ impl Cgroup {
                     enable_above(&hierarchy.mount, &self.path);
                 }
             }
+            fault::point("cgroup.made");
         }
         Ok(())
     }

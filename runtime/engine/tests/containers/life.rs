@@ -5,7 +5,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use engine::{Cgroup, Engine, Error, processes};
-use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::Test;
@@ -31,7 +30,6 @@ pub const TESTS: &[Test] = &[
         delete_kills_without_a_pid_namespace,
     ),
     ("delete_is_idempotent", delete_is_idempotent),
-    ("delete_needs_no_creator", delete_needs_no_creator),
     (
         "a_cgroup_in_use_is_refused_and_left_alone",
         a_cgroup_in_use_is_refused_and_left_alone,
@@ -207,32 +205,6 @@ fn delete_is_idempotent() {
     Engine::new("/no/such/engine")
         .delete(&container.cgroup)
         .unwrap();
-}
-
-fn delete_needs_no_creator() {
-    // No other process of the system has this argument.
-    let mark = format!("9{}", std::process::id());
-    // A creator that is killed at some point of create leaves what delete finds.
-    for microseconds in [0, 500, 1000, 2000, 3000, 5000, 8000, 13000, 20000, 40000] {
-        let mut container = Container::new(&["sleep", &mark]);
-        // SAFETY: this process has one thread.
-        match unsafe { nix::unistd::fork() }.unwrap() {
-            nix::unistd::ForkResult::Child => {
-                let _ = container.create();
-                // SAFETY: nothing is used afterwards.
-                unsafe { libc::_exit(0) }
-            }
-            nix::unistd::ForkResult::Parent { child } => {
-                std::thread::sleep(Duration::from_micros(microseconds));
-                nix::sys::signal::kill(child, Signal::SIGKILL).unwrap();
-                wait(child);
-            }
-        }
-        container.engine.delete(&container.cgroup).unwrap();
-        container.assert_gone();
-        let all = Command::new("ps").args(["-eo", "args"]).output().unwrap();
-        assert!(!String::from_utf8_lossy(&all.stdout).contains(&format!("sleep {mark}")));
-    }
 }
 
 fn a_cgroup_in_use_is_refused_and_left_alone() {

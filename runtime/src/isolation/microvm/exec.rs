@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use engine::cgroup::Cgroup;
+use engine::fault;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, setsid};
@@ -90,6 +91,7 @@ impl Execution<'_> {
         match unsafe { fork() }.map_err(|errno| io_error("fork")(errno.into()))? {
             ForkResult::Parent { child } => {
                 drop(reporter);
+                fault::point("exec.stand-in-made");
                 if let Err(failure) = report.wait("the process that stands for it") {
                     let _ = waitpid(child, None);
                     return Err(failure.into());
@@ -118,14 +120,17 @@ impl Execution<'_> {
         };
         // A parent that is gone leaves the process as it would leave one of the host.
         let _ = reporter.ready();
+        fault::point("stand-in.reported");
         stand_in.until_its_end(self.id)
     }
 
     /// Starts the process in the guest.
     fn begin(&self) -> Result<StandIn, ExecError> {
+        fault::point("stand-in.born");
         let signals = catch_signals().map_err(io_error("catch signals"))?;
         // So that whoever removes the container finds and ends us.
         Cgroup::new(self.cgroup_path)?.enter()?;
+        fault::point("stand-in.in-cgroup");
         let mut agent = Agent::connect(self.vm_dir)?;
         let terminal = match self.console_socket {
             Some(socket) if self.process.terminal().unwrap_or(false) => {
@@ -139,6 +144,7 @@ impl Execution<'_> {
         };
         let relay = Relay::start(|port| connect(self.vm_dir, port), terminal.as_ref())
             .map_err(io_error("connect the standard streams"))?;
+        fault::point("stand-in.streams-connected");
         let exec_id = format!("exec-{}", std::process::id());
         agent.call::<Exec>(&ExecRequest {
             id: self.id.to_owned(),
@@ -149,6 +155,7 @@ impl Execution<'_> {
             sub_cgroup: self.sub_cgroup.to_owned(),
             ignore_paused: self.ignore_paused,
         })?;
+        fault::point("stand-in.process-runs");
         let waiting =
             connect(self.vm_dir, RPC_PORT).map_err(io_error("connect to the guest's agent"))?;
         Ok(StandIn {

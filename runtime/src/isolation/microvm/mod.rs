@@ -24,14 +24,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use engine::ProcessInfo;
 use engine::cgroup::Cgroup;
+use engine::{ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::pipe2;
 use oci_spec::runtime::LinuxResources;
 use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
 use protocol::method::{
-    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, Update,
+    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State, Update,
 };
 use protocol::{ClientError, Code, Method};
 use vmm::seccomp::Policy;
@@ -157,10 +157,12 @@ impl Isolation for MicrovmModel {
         // From this directory on, what is in the cgroup is ours to end.
         fs::create_dir(&orders.vm_dir)
             .map_err(io_error(format!("create {}", orders.vm_dir.display())))?;
+        fault::point("microvm.cgroup-claimed");
         cgroup.create().map_err(IsolationError::failed)?;
         if let Some(resources) = host_resources(context) {
             cgroup.apply(&resources).map_err(IsolationError::failed)?;
         }
+        fault::point("microvm.cgroup-limited");
         spawn_vmm(&orders)
     }
 
@@ -185,10 +187,16 @@ impl Isolation for MicrovmModel {
                 .call::<ResizeTerminal>(&request)
                 .map_err(agent_error)?;
         }
+        fault::point("microvm.start-connected");
         agent
             .call::<StartContainer>(&name(container))
             .map_err(agent_error)?;
         Ok(())
+    }
+
+    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError> {
+        // A guest that lies about its own workload deceives nobody but its owner.
+        Ok(call::<State>(container, &name(container))?.status != "created")
     }
 
     fn kill(
@@ -227,6 +235,7 @@ impl Isolation for MicrovmModel {
             {
                 return Err(IsolationError::failed(SetupError::Immortal { pid }));
             }
+            fault::point("microvm.machine-ended");
         }
         let vm_dir = container.dir.join(VM_DIR);
         if !vm_dir.exists() {
@@ -235,9 +244,11 @@ impl Isolation for MicrovmModel {
         // With the cgroup go the processes that stand for `exec`, and a VMM process that nobody has recorded.
         let cgroup = Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)?;
         cgroup.remove().map_err(IsolationError::failed)?;
+        fault::point("microvm.cgroup-removed");
         let shares = vm_dir.join(vmm_process::SHARES);
         shares::remove_mount_point(&shares)
             .map_err(io_error(format!("remove {}", shares.display())))?;
+        fault::point("microvm.shares-removed");
         match fs::remove_dir_all(&vm_dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_error(format!("remove {}", vm_dir.display()))(error))
@@ -499,9 +510,11 @@ fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
     let mut child = command
         .spawn()
         .map_err(io_error("execute the VMM process"))?;
+    fault::point("microvm.vmm-executed");
     drop((orders_read, report_write));
     // A child that dies early breaks the pipe; its report says why.
     let _ = File::from(orders_write).write_all(&text);
+    fault::point("microvm.orders-given");
     if let Err(failure) = report.wait("the VMM process") {
         let _ = child.kill();
         let _ = child.wait();

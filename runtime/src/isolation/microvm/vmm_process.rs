@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use engine::cgroup::Cgroup;
+use engine::fault;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -199,6 +200,7 @@ pub fn run(args: &VmmArgs) -> u8 {
         reporter
             .close_all_others()
             .map_err(io_error("close inherited descriptors"))?;
+        fault::point("vmm.orders-read");
         let machine = Machine::boot(&orders)?;
         Ok((orders, machine))
     });
@@ -211,9 +213,11 @@ pub fn run(args: &VmmArgs) -> u8 {
     };
     // From here on we outlive the process that made us.
     let _ = nix::sys::prctl::set_pdeathsig(None);
+    fault::point("vmm.on-its-own");
     if reporter.ready().is_err() {
         return 1;
     }
+    fault::point("vmm.reported");
     machine.until_its_end(&orders)
 }
 
@@ -240,11 +244,14 @@ impl Machine {
         // A creator that is killed takes us along.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
             .map_err(errno("ask for a signal at the parent's death"))?;
+        fault::point("vmm.bound-to-creator");
         Cgroup::new(&orders.cgroup)?.enter()?;
+        fault::point("vmm.in-cgroup");
         setsid().map_err(errno("start a session"))?;
         let signals = catch_signals().map_err(io_error("catch signals"))?;
         raise_descriptor_limit()?;
         enter_network(&orders.network)?;
+        fault::point("vmm.in-network");
         if let Some(score) = orders
             .spec
             .process()
@@ -262,7 +269,9 @@ impl Machine {
             orders.rootfs_read_only,
             &orders.volumes,
         )?;
+        fault::point("vmm.shares-built");
         let vm = Vm::new(config(orders, &shares)?).map_err(VmmError::Machine)?;
+        fault::point("vmm.machine-made");
         let vsock = vm
             .vsock()
             .ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))?;
@@ -270,6 +279,7 @@ impl Machine {
             .listen(RPC_PORT)
             .map_err(io_error("listen for the guest's agent"))?;
         let mut vm = vm.start().map_err(VmmError::Machine)?;
+        fault::point("vmm.machine-runs");
 
         wait_for(hello.as_fd(), &mut vm, orders)?;
         let (agent_at, exits_to_agent) = (Instant::now(), vm.exits());
@@ -278,6 +288,7 @@ impl Machine {
             .set_read_timeout(Some(orders.boot_limit))
             .map_err(io_error("limit the agent's time"))?;
         read_hello(&mut stream).map_err(VmmError::Hello)?;
+        fault::point("vmm.agent-heard");
 
         let connect = |port| vsock.connect(port);
         let relay = Relay::start(connect, terminal.as_ref())
@@ -293,6 +304,7 @@ impl Machine {
             stdio: Some(relay.stdio()),
             shares: share_tags(orders),
         })?;
+        fault::point("vmm.container-created");
         note_boot(&orders.vm_dir, &vm, agent_at, exits_to_agent)
             .map_err(io_error("note the times of the boot"))?;
         Ok(Self {
