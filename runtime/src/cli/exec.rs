@@ -219,7 +219,7 @@ fn parse_capability(name: &str) -> Result<Capability, CliError> {
 }
 
 /// The sets with `added` in all but the inheritable one, which stays as it is: what is inheritable there a program
-/// with file capabilities would gain.
+/// with file capabilities would gain; and the ambient one, which can have nothing that is not inheritable.
 fn with_capabilities(old: Option<&LinuxCapabilities>, added: &Capabilities) -> LinuxCapabilities {
     let union = |set: Option<&Capabilities>| {
         Some(set.into_iter().flatten().chain(added).copied().collect())
@@ -227,12 +227,11 @@ fn with_capabilities(old: Option<&LinuxCapabilities>, added: &Capabilities) -> L
     let mut new = old.cloned().unwrap_or_default();
     if old.is_none() {
         // The default of oci-spec is not "none".
-        new.set_inheritable(None);
+        new.set_inheritable(None).set_ambient(None);
     }
     new.set_bounding(union(old.and_then(|old| old.bounding().as_ref())))
         .set_effective(union(old.and_then(|old| old.effective().as_ref())))
-        .set_permitted(union(old.and_then(|old| old.permitted().as_ref())))
-        .set_ambient(union(old.and_then(|old| old.ambient().as_ref())));
+        .set_permitted(union(old.and_then(|old| old.permitted().as_ref())));
     new
 }
 
@@ -290,7 +289,7 @@ mod tests {
         .into();
         let sets = with_capabilities(None, &added);
         assert_eq!(sets.effective().as_ref(), Some(&added));
-        assert_eq!(sets.inheritable(), &None);
+        assert_eq!((sets.inheritable(), sets.ambient()), (&None, &None));
         assert!(parse_capability("CAP_EVERYTHING").is_err());
     }
 }
