@@ -5,6 +5,7 @@
 //! as ignored. `RT` names the binary under test; by default it is the one built
 //! beside this test. `RT_MODELS` (comma-separated) limits the models.
 
+mod attacks;
 mod bad_input;
 mod crash;
 mod exec;
@@ -31,6 +32,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Entry = (&'static str, fn(&Fixture) -> Claim);
 
 fn main() -> ExitCode {
+    if let Some(code) = attacks::program::run() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     // Two processors do not run two virtual machines faster than one.
     arguments.test_threads.get_or_insert(2);
@@ -67,10 +71,16 @@ fn main() -> ExitCode {
             crash::CLAIMS,
         ];
         let only = match model {
-            Model::Microvm => [microvm::CLAIMS, microvm_failures::CLAIMS].as_slice(),
+            Model::Microvm => [
+                microvm::CLAIMS,
+                microvm_failures::CLAIMS,
+                attacks::MICROVM_CLAIMS,
+            ]
+            .as_slice(),
             Model::Container => &[],
         };
-        for (name, claim) in both.iter().chain(only).copied().flatten() {
+        let all = both.iter().chain(attacks::CLAIMS).chain(only);
+        for (name, claim) in all.copied().flatten() {
             trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(reason.is_some()));
         }
     }
