@@ -37,6 +37,9 @@ pub struct BenchArgs {
     /// Measure only the runtimes named so (`rt-container`, `rt-microvm`, `crun`, `runc`); may be given several times.
     #[arg(long)]
     only: Vec<String>,
+    /// Let each runtime have this many other containers meanwhile, created and not started.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    existing: u32,
 }
 
 /// Why nothing could be measured.
@@ -107,11 +110,11 @@ pub fn run(args: &BenchArgs) -> Result<String, BenchError> {
             .collect();
         return Err(BenchError::Nobody(reasons.join("; ")));
     }
-    for round in 1..=args.runs {
-        for contestant in &mut contestants {
-            contestant.turn(&bundles, round)?;
-        }
+    let outcome = take_rounds(args, &mut contestants, &bundles);
+    for contestant in &contestants {
+        contestant.remove_others(args.existing);
     }
+    outcome?;
     let measured = contestants
         .into_iter()
         .map(|contestant| (contestant.name, contestant.measured))
@@ -126,6 +129,22 @@ pub fn run(args: &BenchArgs) -> Result<String, BenchError> {
     } else {
         report.table()
     })
+}
+
+fn take_rounds(
+    args: &BenchArgs,
+    contestants: &mut [Contestant],
+    bundles: &Bundles,
+) -> Result<(), BenchError> {
+    for contestant in contestants.iter() {
+        contestant.make_others(&bundles.waits, args.existing)?;
+    }
+    for round in 1..=args.runs {
+        for contestant in contestants.iter_mut() {
+            contestant.turn(bundles, round)?;
+        }
+    }
+    Ok(())
 }
 
 fn candidates(own: &Path, dir: &Path, only: &[String]) -> Vec<Contestant> {
@@ -181,7 +200,33 @@ fn bundles(own: &Path, dir: &Path) -> io::Result<Bundles> {
     })
 }
 
+fn other_id(number: u32) -> String {
+    format!("rt-bench-{}-other-{number}", std::process::id())
+}
+
 impl Contestant {
+    /// Containers that are there and do nothing.
+    fn make_others(&self, bundle: &Path, count: u32) -> Result<(), BenchError> {
+        for number in 0..count {
+            let mut command = self.command(&["create", "--bundle"]);
+            let made = measure::run(command.arg(bundle).arg(other_id(number)));
+            made.map_err(|source| BenchError::Failed {
+                runtime: self.name.clone(),
+                round: 0,
+                step: "create",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn remove_others(&self, count: u32) {
+        for number in 0..count {
+            // What was never made is no error with force, and what cannot be removed none of the figures'.
+            let _ = measure::run(&mut self.command(&["delete", "--force", &other_id(number)]));
+        }
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -247,8 +292,14 @@ impl Contestant {
             measure::run(&mut self.command(&["exec", id, "/bin/true"])).map_err(at("exec"))?;
         self.measured
             .add(Metric::Exec, exec.wall.as_secs_f64() * 1e3);
+        let state = measure::run(&mut self.command(&["state", id])).map_err(at("state"))?;
+        self.measured
+            .add(Metric::State, state.wall.as_secs_f64() * 1e3);
         self.look_at_memory(id).map_err(at("state"))?;
         self.look_at_boot(id);
+        let killed = measure::run(&mut self.command(&["kill", id, "CONT"])).map_err(at("kill"))?;
+        self.measured
+            .add(Metric::Kill, killed.wall.as_secs_f64() * 1e3);
         Ok((created, started))
     }
 

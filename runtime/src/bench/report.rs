@@ -20,6 +20,10 @@ pub enum Metric {
     CreateToStart,
     /// `exec` of a program that ends at once.
     Exec,
+    /// `state` of a running container.
+    State,
+    /// `kill` of a running container, by a signal that changes nothing.
+    Kill,
     /// `delete --force` of a running container.
     Delete,
     /// The resident set of the container's process on the host while it runs.
@@ -39,13 +43,15 @@ pub enum Metric {
 }
 
 impl Metric {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Run,
         Self::Workload,
         Self::RunCpu,
         Self::RunPeak,
         Self::CreateToStart,
         Self::Exec,
+        Self::State,
+        Self::Kill,
         Self::Delete,
         Self::Resident,
         Self::BesideGuest,
@@ -65,6 +71,8 @@ impl Metric {
             Self::RunPeak => "run_peak_mib",
             Self::CreateToStart => "create_to_start_ms",
             Self::Exec => "exec_ms",
+            Self::State => "state_ms",
+            Self::Kill => "kill_ms",
             Self::Delete => "delete_ms",
             Self::Resident => "resident_mib",
             Self::BesideGuest => "vmm_beside_guest_mib",
