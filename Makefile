@@ -2,6 +2,7 @@
 #
 #   make run                the sample bundle as a container and as a microVM
 #   make test               every test, on the host and in the lab
+#   make test-load          500 containers at once, of the optimised build
 #   make build              rt, its agent and the containerd shim, optimised
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
 #   make guest              build the guest kernel and install it under /var/lib/rt/guests
@@ -14,13 +15,16 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test build install guest lab setup bundles
+.PHONY: run test test-load build install guest lab setup bundles
 
 run: build guest bundles
 	@$(here)/integration/run-samples $(release)/rt
 
 test: setup guest
 	@cd $(here) && integration/run-tests
+
+test-load: build
+	cd $(here) && RT=$(release)/rt RT_MODELS=container RT_LOAD=500 $(CARGO) test -p integration --test behaviour -- many_containers_live_at_once
 
 build: setup
 	cd $(here) && $(CARGO) build --release -p runtime -p agent -p shim

@@ -1,7 +1,6 @@
 //! One claim's surroundings: a directory of its own, a state root of its own,
 //! one isolation model, and `rt` called as a client calls it.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -9,6 +8,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ pub struct Fixture {
     model: Model,
     rt: PathBuf,
     dir: TempDir,
-    bundles: Cell<u32>,
+    bundles: AtomicU32,
 }
 
 impl Fixture {
@@ -98,13 +98,18 @@ impl Fixture {
             model,
             rt: rt.to_owned(),
             dir: TempDir::with_prefix("rt-claim-")?,
-            bundles: Cell::new(0),
+            bundles: AtomicU32::new(0),
         })
     }
 
     /// The isolation model under test.
     pub fn model(&self) -> Model {
         self.model
+    }
+
+    /// The `rt` under test.
+    pub fn binary(&self) -> &Path {
+        &self.rt
     }
 
     /// The fixture's own directory.
@@ -173,8 +178,7 @@ impl Fixture {
     /// # Errors
     /// The file system's, or that `rt spec` failed.
     pub fn bundle(&self) -> io::Result<Bundle> {
-        let number = self.bundles.get();
-        self.bundles.set(number + 1);
+        let number = self.bundles.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.path().join(format!("bundle-{number}"));
         fs::create_dir(&dir)?;
         let made = finish(self.rt(&["spec"]).arg("--bundle").arg(&dir), None)?;

@@ -24,8 +24,8 @@ fn marker(fixture: &Fixture) -> String {
     fixture.state_root().to_string_lossy().into_owned()
 }
 
-/// What is left that carries the fixture's mark; other tests may run at the same time.
-fn nothing_left(fixture: &Fixture, before: &Snapshot) -> Claim {
+/// Nothing is left that carries the fixture's mark; other tests may run at the same time.
+pub fn nothing_left(fixture: &Fixture, before: &Snapshot) -> Claim {
     let mark = fixture.id("");
     let left = Snapshot::take(&marker(fixture)).added_since(before);
     let own: Vec<_> = left

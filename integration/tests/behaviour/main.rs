@@ -14,6 +14,7 @@ mod hooks;
 mod identity;
 mod leftovers;
 mod lifecycle;
+mod load;
 mod microvm;
 mod microvm_failures;
 mod process;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             bad_input::CLAIMS,
             leftovers::CLAIMS,
             crash::CLAIMS,
+            load::CLAIMS,
         ];
         let only = match model {
             Model::Microvm => [
