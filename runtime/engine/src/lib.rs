@@ -22,6 +22,7 @@ mod handshake;
 mod limits;
 mod namespaces;
 mod net_devices;
+mod own_binary;
 mod processes;
 mod report;
 mod rootfs;
@@ -40,6 +41,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 pub use cgroup::Cgroup;
 pub use error::Error;
+pub use own_binary::seal;
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
 pub use rootfs::KNOWN_MOUNT_OPTIONS;

@@ -139,6 +139,7 @@ fn create(
         context.config(),
         context.binary,
     )?;
+    model.seal()?;
     let options = CreateOptions {
         id,
         bundle,

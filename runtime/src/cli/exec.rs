@@ -108,6 +108,7 @@ impl ExecArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<u8, CliError> {
         let id = parse_id(&self.id)?;
         let lifecycle = &context.lifecycle;
+        lifecycle.state(&id)?.isolation.seal()?;
         let mut process = match &self.process {
             Some(path) => read_process(path)?,
             None => {

@@ -107,6 +107,8 @@ enum CliError {
     #[error(transparent)]
     Signal(#[from] crate::signal::UnknownSignal),
     #[error(transparent)]
+    Isolation(#[from] crate::isolation::IsolationError),
+    #[error(transparent)]
     Lifecycle(#[from] lifecycle::Error),
     #[error(transparent)]
     Guest(#[from] guest::Error),

