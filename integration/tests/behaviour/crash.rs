@@ -17,6 +17,7 @@ use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
 use crate::Entry;
 
 pub const CLAIMS: &[Entry] = &[
+    ("create_is_safe_at_every_step", create_is_safe_at_every_step),
     ("start_is_safe_at_every_step", start_is_safe_at_every_step),
     ("exec_is_safe_at_every_step", exec_is_safe_at_every_step),
     ("delete_is_safe_at_every_step", delete_is_safe_at_every_step),
@@ -24,6 +25,7 @@ pub const CLAIMS: &[Entry] = &[
         "delete_force_is_safe_at_every_step",
         delete_force_is_safe_at_every_step,
     ),
+    ("run_is_safe_at_every_step", run_is_safe_at_every_step),
 ];
 
 /// Generous, since a microVM may run under software emulation.
@@ -176,10 +178,12 @@ impl<'a> Walk<'a> {
                 ensure!(is_alive(pid), "running, but process {pid} is not alive");
                 self.workload_runs()
             }
-            Some("stopped") => {
-                ensure_eq!(pid, 0, "pid of a stopped container");
+            // Whoever was made by a creator that is gone ends by itself.
+            Some("stopped") => eventually(|| {
+                let pid = self.fixture.state(&self.id)?["pid"].as_i64();
+                ensure_eq!(pid, Some(0), "pid of a stopped container");
                 Ok(())
-            }
+            }),
             other => Err(format!("status {other:?} of a container that nobody works on").into()),
         }
     }
@@ -250,6 +254,10 @@ fn eventually(claim: impl Fn() -> Claim) -> Claim {
 
 const FOR_EVER: &str = "while true; do sleep 1; done";
 
+fn create_is_safe_at_every_step(fixture: &Fixture) -> Claim {
+    Walk::new(fixture, FOR_EVER)?.walk(|_| Ok(()), |walk| walk.make(&["create"]))
+}
+
 fn start_is_safe_at_every_step(fixture: &Fixture) -> Claim {
     Walk::new(fixture, FOR_EVER)?.walk(
         |walk| walk.must(walk.make(&["create"])?),
@@ -290,4 +298,8 @@ fn delete_force_is_safe_at_every_step(fixture: &Fixture) -> Claim {
         },
         |walk| walk.rt(&["delete", "--force", &walk.id]),
     )
+}
+
+fn run_is_safe_at_every_step(fixture: &Fixture) -> Claim {
+    Walk::new(fixture, "exit 0")?.walk(|_| Ok(()), |walk| walk.make(&["run"]))
 }

@@ -29,7 +29,7 @@ use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::{hooks_of, namespace, path_of};
 use crate::stdio::Ready;
 use crate::workload::{Workload, close_on_exec_from, hide_from_tracing, loopback_up};
-use crate::{CreateRequest, Created, Engine, fault, limits, processes};
+use crate::{CreateRequest, Created, Engine, Hold, fault, limits, processes};
 
 /// What the two sides have in common before they part.
 struct Plan<'a> {
@@ -52,7 +52,10 @@ struct Plan<'a> {
     waits_for_hooks: bool,
 }
 
-pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<Created, Error> {
+pub(crate) fn create(
+    engine: &Engine,
+    mut request: CreateRequest<'_>,
+) -> Result<(Created, Hold), Error> {
     let spec = request.spec;
     let process = spec
         .process()
@@ -75,6 +78,7 @@ pub(crate) fn create(engine: &Engine, mut request: CreateRequest<'_>) -> Result<
         resources.set_devices(Some(Vec::new()));
     }
     cgroup.apply(&resources)?;
+    fault::point("create.limits-set");
 
     let state = serde_json::json!({
         "ociVersion": spec.version(),
@@ -187,7 +191,7 @@ pub(crate) fn keyring(id: &str, keep: bool) -> Result<Option<CString>, Error> {
         .map_err(|_| Error::unsupported("id", "it contains NUL"))
 }
 
-fn launch(plan: Plan<'_>) -> Result<Created, Error> {
+fn launch(plan: Plan<'_>) -> Result<(Created, Hold), Error> {
     let (ours, theirs) = handshake::pair()?;
     let helped = plan.namespaces.need_helper();
     let flags = match helped {
@@ -209,6 +213,7 @@ fn launch(plan: Plan<'_>) -> Result<Created, Error> {
     };
     // The child has the other end; only with this one closed is its end seen.
     drop(theirs);
+    fault::point("create.cloned");
     let child = match helped {
         true => helped_birth(&child, &ours)?,
         false => child,
@@ -219,10 +224,11 @@ fn launch(plan: Plan<'_>) -> Result<Created, Error> {
     })?;
     let start_time = processes::start_time(child.pid)
         .ok_or_else(|| Error::Setup("the container's first process has ended".to_owned()))?;
-    Ok(Created {
+    let created = Created {
         pid: child.pid,
         start_time,
-    })
+    };
+    Ok((created, ours.into_hold()))
 }
 
 /// Takes over the first process from the helper that made it, our child as well, and sees the helper off.
@@ -261,10 +267,12 @@ fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Erro
         plan.net_devices.move_to(child)?;
         socket.go_on()?;
     }
+    fault::point("create.maps-written");
     loop {
         match socket.expect()? {
             Message::Hooks => {
                 run_hooks(plan, child)?;
+                fault::point("create.hooks-run");
                 socket.go_on()?;
             }
             Message::Listener(listener) => {
@@ -278,6 +286,7 @@ fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Erro
             Message::Born(_) => {}
         }
     }
+    fault::point("create.first-process-ready");
     limits::set_oom_score(child.pid, plan.process)?;
     limits::raise_rlimits(child.pid, plan.process)
 }
@@ -379,9 +388,11 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
         start,
         ..
     } = plan;
+    fault::point("first.born");
     if !namespaces.need_helper() {
         entrance.pass()?;
     }
+    fault::point("first.in-cgroup");
     if namespaces.new_user() {
         socket.wait()?;
     }
@@ -394,6 +405,7 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     hide_from_tracing()?;
     nix::unistd::setsid().context(|| "cannot make a session".to_owned())?;
     namespaces.finish()?;
+    fault::point("first.in-namespaces");
     set_names(spec)?;
     if is_new(spec, LinuxNamespaceType::Network) {
         loopback_up()?;
@@ -402,18 +414,22 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     attributes::set_memory_policy(spec)?;
     stdio.put_in_place()?;
     let prepared = rootfs.prepare(stdio.console())?;
+    fault::point("first.mounted");
     if plan.waits_for_hooks {
         socket.send(&Message::Hooks);
         socket.wait()?;
     }
     let profile = attributes::Profile::open(process)?;
     prepared.enter()?;
+    fault::point("first.in-root");
     attributes::set_personality(spec)?;
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.preserve_fds.saturating_add(3))?;
+    fault::point("first.before-rights");
     let program = workload.prepare(socket)?;
     socket.send(&Message::Ready);
+    socket.wait_for_release()?;
     wait_for_start(start)?;
     workload.run_start_hooks(&program)?;
     Ok(workload.become_program(&program))

@@ -4,13 +4,14 @@
 //! 2. the runtime: that the id maps are written and the network devices are there;
 //! 3. the first process: `Hooks`, when namespaces and mounts are made; the runtime, when the hooks have run;
 //! 4. the process: `Listener`, if its seccomp filter notifies; the runtime, when that has been handed on;
-//! 5. the first process: `Ready`, and nothing any more; a further process ends the talk by becoming its program.
+//! 5. the first process: `Ready`, and nothing any more; a further process ends the talk by becoming its program;
+//! 6. the runtime, when it has noted all that there is: that it lets the first process go ([`crate::Hold`]).
 //!
 //! At any time it may be told what failed. One packet each, through a pair of sockets whose ends are closed when a program
 //! is executed: only our code ever holds one.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::cmsg_space;
 use nix::sys::socket::{
@@ -18,6 +19,7 @@ use nix::sys::socket::{
     recvmsg, sendmsg, socketpair,
 };
 
+use crate::Hold;
 use crate::error::{Context, Error};
 use crate::report::Failure;
 
@@ -95,6 +97,11 @@ fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Option<Own
 }
 
 impl ParentEnd {
+    /// What is left to say.
+    pub(crate) fn into_hold(self) -> Hold {
+        Hold::new(self.0)
+    }
+
     /// Waits for the next packet; `None` when the other side has ended, or become a program.
     pub(crate) fn receive(&self) -> Result<Option<Message>, Error> {
         let mut packet = vec![0; LIMIT];
@@ -131,6 +138,12 @@ impl ParentEnd {
 }
 
 impl ChildEnd {
+    /// Waits until the runtime lets go.
+    pub(crate) fn wait_for_release(&self) -> Result<(), Error> {
+        crate::wait_for_release(self.0.as_fd())
+            .context(|| "the process that creates the container has ended".to_owned())
+    }
+
     /// Sends a packet. That nobody listens any more is found out by [`ChildEnd::wait`].
     pub(crate) fn send(&self, message: &Message) {
         let mut file = None;

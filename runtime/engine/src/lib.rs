@@ -31,8 +31,9 @@ mod spec;
 mod stdio;
 mod workload;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,46 @@ pub struct Created {
     pub start_time: u64,
 }
 
+/// Ties a container's first process to the process that creates it: it ends with it, however that ends, unless it has
+/// been released. So no creation that was cut off leaves a process that waits for a start which nobody will give.
+#[derive(Debug)]
+pub struct Hold(OwnedFd);
+
+impl Hold {
+    /// The creator's end of a pipe or a pair of sockets, from whose other end the first process reads one byte.
+    #[must_use]
+    pub fn new(end: OwnedFd) -> Self {
+        Self(end)
+    }
+
+    /// Lets the first process live on by itself.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn release(self) -> io::Result<()> {
+        File::from(self.0).write_all(RELEASE)
+    }
+}
+
+/// What [`Hold::release`] says.
+const RELEASE: &[u8] = b"r";
+
+/// Waits for [`Hold::release`] at the other end; an error means that the creator is gone. It needs no other system call
+/// than read(2): a filter may be in force.
+///
+/// # Errors
+/// The creator ended without it.
+pub fn wait_for_release(end: BorrowedFd<'_>) -> io::Result<()> {
+    loop {
+        match nix::unistd::read(end.as_raw_fd(), &mut [0]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// One more process for a running container.
 pub struct ExecRequest<'a> {
     /// The container's first process.
@@ -123,12 +164,13 @@ impl Engine {
         }
     }
 
-    /// Makes a container. Its first process, a child of the caller, waits for [`Engine::start`].
+    /// Makes a container. Its first process, a child of the caller, waits for [`Engine::start`], and ends if the
+    /// [`Hold`] is dropped before it was released: the caller notes first what it made.
     ///
     /// # Errors
     /// What could not be done, with the field of the configuration or the path in question. Nothing is left behind,
     /// neither process, mount, cgroup nor file; a missing program is an error here already.
-    pub fn create(&self, request: CreateRequest<'_>) -> Result<Created, Error> {
+    pub fn create(&self, request: CreateRequest<'_>) -> Result<(Created, Hold), Error> {
         spec::validate(request.spec)?;
         let cgroup = request.cgroup;
         if let Some(pid) = cgroup.pids()?.first() {

@@ -11,7 +11,7 @@ use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
-use super::{CreateContext, ExecRequest, Isolation, IsolationError, Model, Target};
+use super::{CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, Target};
 use crate::bundle;
 use crate::process::PidFd;
 use crate::signal::Signal;
@@ -74,7 +74,7 @@ impl Isolation for ContainerModel {
         true
     }
 
-    fn create(&self, context: &CreateContext<'_>) -> Result<i32, IsolationError> {
+    fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
         let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
         let request = CreateRequest {
             id: context.id.as_str(),
@@ -86,10 +86,13 @@ impl Isolation for ContainerModel {
             no_pivot: context.no_pivot,
             no_new_keyring: context.no_new_keyring,
         };
-        let created = Engine::new(context.dir.join(ENGINE_DIR))
+        let (created, hold) = Engine::new(context.dir.join(ENGINE_DIR))
             .create(request)
             .map_err(IsolationError::failed)?;
-        Ok(created.pid.as_raw())
+        Ok(Made {
+            pid: created.pid.as_raw(),
+            hold,
+        })
     }
 
     fn start(&self, container: &Target<'_>) -> Result<(), IsolationError> {

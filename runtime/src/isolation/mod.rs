@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use engine::ProcessInfo;
+use engine::{Hold, ProcessInfo};
 use oci_spec::runtime::{LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +218,15 @@ pub struct ExecRequest<'a> {
     pub ignore_paused: bool,
 }
 
+/// What a model made.
+#[derive(Debug)]
+pub struct Made {
+    /// The init process as the host sees it, a child of the caller.
+    pub pid: i32,
+    /// It ends with the caller until this is released.
+    pub hold: Hold,
+}
+
 /// An isolation model.
 ///
 /// Processes that a model starts inherit the caller's standard streams unless the spec asks for a terminal. The caller
@@ -232,12 +241,11 @@ pub trait Isolation: Sync {
 
     /// Makes the container up to the point where only `start` is missing.
     ///
-    /// Returns the pid of the init process as the host sees it, a child of the caller that ends with the workload's exit
-    /// code or signal.
+    /// The init process ends with the workload's exit code or signal.
     ///
     /// # Errors
     /// The container could not be made. What exists already is removed by `delete`, which the lifecycle calls.
-    fn create(&self, context: &CreateContext<'_>) -> Result<i32, IsolationError>;
+    fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError>;
 
     /// Lets the init process run the workload.
     ///

@@ -12,7 +12,7 @@ use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
 use crate::bundle::Bundle;
 use crate::clock;
 use crate::id::ContainerId;
-use crate::isolation::{CreateContext, Model};
+use crate::isolation::{CreateContext, Made, Model};
 use crate::state::{LockedContainer, Phase, RECORD_VERSION, Record, SAVED_CONFIG, Status};
 
 /// The socket in the container's directory on which we get a terminal that is ours to relay.
@@ -113,7 +113,7 @@ impl Lifecycle {
         fault::point("create.configuration-saved");
         let listener = listen(options.console, container.dir(), &bundle)?;
         let isolation = options.model.isolation();
-        let pid = isolation.create(&CreateContext {
+        let Made { pid, hold } = isolation.create(&CreateContext {
             id: options.id,
             bundle: &bundle,
             dir: container.dir(),
@@ -160,6 +160,12 @@ impl Lifecycle {
             write_pid_file(path, pid)?;
         }
         container.update(|record| record.phase = Phase::Created)?;
+        hold.release().map_err(|source| Error::Process {
+            operation: "let go of",
+            pid,
+            source,
+        })?;
+        fault::point("create.released");
         Ok(Created { pid, terminal })
     }
 

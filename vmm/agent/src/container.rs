@@ -85,10 +85,12 @@ impl Container {
             no_pivot: false,
             no_new_keyring: false,
         };
-        let created = self
+        let (created, hold) = self
             .engine
             .create(request)
             .map_err(|error| engine_failure(&error))?;
+        // The agent keeps no record that could be cut off.
+        hold.release().map_err(|error| internal(&error))?;
         Ok(started(created.pid))
     }
 

@@ -158,7 +158,7 @@ impl Container {
 
     pub fn create_with(&mut self, stdio: Stdio) -> Result<Created, Error> {
         let spec = self.spec();
-        let created = self.engine.create(CreateRequest {
+        let (created, hold) = self.engine.create(CreateRequest {
             id: &self.id,
             spec: &spec,
             bundle: self.directory.path(),
@@ -168,6 +168,7 @@ impl Container {
             no_pivot: false,
             no_new_keyring: false,
         })?;
+        hold.release().unwrap();
         self.created = Some(created);
         Ok(created)
     }

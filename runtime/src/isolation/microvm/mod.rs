@@ -25,7 +25,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use engine::cgroup::Cgroup;
-use engine::{ProcessInfo, fault};
+use engine::{Hold, ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::pipe2;
 use oci_spec::runtime::LinuxResources;
@@ -38,7 +38,7 @@ use vmm::seccomp::Policy;
 
 use self::agent::{Agent, AgentError};
 use self::vmm_process::Orders;
-use super::{CreateContext, ExecRequest, Isolation, IsolationError, Model, Target};
+use super::{CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, Target};
 use crate::bundle::{Bundle, VmSection};
 use crate::guest::Store;
 use crate::process::PidFd;
@@ -138,7 +138,7 @@ impl Isolation for MicrovmModel {
         false
     }
 
-    fn create(&self, context: &CreateContext<'_>) -> Result<i32, IsolationError> {
+    fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
         if context.preserve_fds > 0 {
             return Err(unsupported(
                 "preserve descriptors",
@@ -488,10 +488,12 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
 }
 
 /// Starts the VMM process and waits until the container in it is created.
-fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
+fn spawn_vmm(orders: &Orders) -> Result<Made, IsolationError> {
     let text = serde_json::to_vec(orders)
         .map_err(|error| io_error("encode the VMM's orders")(error.into()))?;
     let (orders_read, orders_write) =
+        pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
+    let (held, hold) =
         pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
     let (report, reporter) = report::channel().map_err(io_error("make a pipe"))?;
     let report_write = reporter.into_fd();
@@ -503,7 +505,8 @@ fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
     command
         .arg("--report-fd")
         .arg(report_write.as_raw_fd().to_string());
-    for fd in [&orders_read, &report_write] {
+    command.arg("--hold-fd").arg(held.as_raw_fd().to_string());
+    for fd in [&orders_read, &report_write, &held] {
         fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|error| io_error("pass on a pipe")(error.into()))?;
     }
@@ -511,7 +514,7 @@ fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
         .spawn()
         .map_err(io_error("execute the VMM process"))?;
     fault::point("microvm.vmm-executed");
-    drop((orders_read, report_write));
+    drop((orders_read, report_write, held));
     // A child that dies early breaks the pipe; its report says why.
     let _ = File::from(orders_write).write_all(&text);
     fault::point("microvm.orders-given");
@@ -520,6 +523,10 @@ fn spawn_vmm(orders: &Orders) -> Result<i32, IsolationError> {
         let _ = child.wait();
         return Err(IsolationError::failed(failure));
     }
-    i32::try_from(child.id())
-        .map_err(|_| io_error("keep the VMM's pid")(io::ErrorKind::InvalidData.into()))
+    let pid = i32::try_from(child.id())
+        .map_err(|_| io_error("keep the VMM's pid")(io::ErrorKind::InvalidData.into()))?;
+    Ok(Made {
+        pid,
+        hold: Hold::new(hold),
+    })
 }

@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -52,13 +52,17 @@ impl Reporter {
         self.0.into()
     }
 
-    /// Closes every descriptor but this and the standard streams.
+    /// Closes every descriptor but this, those in `others`, and the standard streams.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn close_all_others(&self) -> io::Result<()> {
-        let own = self.0.as_raw_fd().unsigned_abs();
-        for (first, last) in [(3, own.saturating_sub(1)), (own + 1, u32::MAX)] {
+    pub fn close_all_but(&self, others: &[RawFd]) -> io::Result<()> {
+        let kept = others.iter().copied().chain([self.0.as_raw_fd()]);
+        let mut kept: Vec<u32> = kept.map(i32::unsigned_abs).collect();
+        kept.sort_unstable();
+        let firsts = [3].into_iter().chain(kept.iter().map(|fd| fd + 1));
+        let lasts = kept.iter().map(|fd| fd.saturating_sub(1)).chain([u32::MAX]);
+        for (first, last) in firsts.zip(lasts) {
             if first <= last {
                 // SAFETY: a child of a fork closes its copies; nothing in it uses them any more.
                 let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };

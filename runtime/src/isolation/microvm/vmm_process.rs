@@ -102,6 +102,9 @@ pub struct VmmArgs {
     /// Descriptor to write the report to.
     #[arg(long)]
     report_fd: RawFd,
+    /// Descriptor to read from that the creator lets go.
+    #[arg(long)]
+    hold_fd: RawFd,
 }
 
 /// Why a microVM did not come up.
@@ -189,16 +192,17 @@ fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
 /// The VMM process's life: boots, reports, and ends as the container's init ends. The result is its exit code.
 pub fn run(args: &VmmArgs) -> u8 {
     // SAFETY: our parent made these descriptors for us and nobody else in this process knows them.
-    let (orders, report) = unsafe {
+    let (orders, report, held) = unsafe {
         (
             OwnedFd::from_raw_fd(args.orders_fd),
             OwnedFd::from_raw_fd(args.report_fd),
+            OwnedFd::from_raw_fd(args.hold_fd),
         )
     };
     let reporter = Reporter::from(report);
     let begun = read_orders(orders).and_then(|orders| {
         reporter
-            .close_all_others()
+            .close_all_but(&[held.as_raw_fd()])
             .map_err(io_error("close inherited descriptors"))?;
         fault::point("vmm.orders-read");
         let machine = Machine::boot(&orders)?;
@@ -211,13 +215,17 @@ pub fn run(args: &VmmArgs) -> u8 {
             return 1;
         }
     };
-    // From here on we outlive the process that made us.
+    // From here on the hold is what binds us to the process that made us.
     let _ = nix::sys::prctl::set_pdeathsig(None);
     fault::point("vmm.on-its-own");
     if reporter.ready().is_err() {
         return 1;
     }
     fault::point("vmm.reported");
+    if engine::wait_for_release(held.as_fd()).is_err() {
+        return 1;
+    }
+    fault::point("vmm.released");
     machine.until_its_end(&orders)
 }
 
