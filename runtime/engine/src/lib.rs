@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod console;
 pub mod fault;
 pub mod hooks;
+pub mod systemd;
 
 mod attributes;
 mod clone;

@@ -39,7 +39,7 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
 
 pub(super) fn pids(cgroup: &Cgroup) -> Result<Vec<Pid>> {
     // Any hierarchy would do if all joins had succeeded; after a crash only the union is sure.
-    let mut pids = Vec::new();
+    let mut pids = cgroup.init.map(beside).unwrap_or_default();
     for root in cgroup.directories() {
         // Most often there are none: one look is enough.
         if !list(&root, &mut pids)? {
@@ -52,6 +52,28 @@ pub(super) fn pids(cgroup: &Cgroup) -> Result<Vec<Pid>> {
     pids.sort_unstable();
     pids.dedup();
     Ok(pids)
+}
+
+/// The processes of a first process's pid namespace; if that is also ours, itself alone.
+fn beside(init: Pid) -> Vec<Pid> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let theirs = namespace(&init.to_string());
+    let mut pids = vec![init];
+    if theirs.is_some()
+        && theirs != namespace("self")
+        && let Ok(entries) = fs::read_dir("/proc")
+    {
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let numbers = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        pids.extend(
+            numbers
+                .filter(|name| namespace(name) == theirs)
+                .filter_map(|name| name.parse().ok().map(Pid::from_raw)),
+        );
+    }
+    pids
 }
 
 /// Adds the processes of one directory; `false` if it does not exist.
@@ -169,7 +191,7 @@ pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         })
         .collect();
-    if left.is_empty() {
+    if left.is_empty() && cgroup.init.is_none() {
         return Ok(());
     }
     kill_all(cgroup)?;

@@ -76,6 +76,14 @@ impl Layout {
         Ok(layout)
     }
 
+    /// No hierarchy at all.
+    pub(super) fn none() -> &'static Self {
+        static NONE: Layout = Layout {
+            hierarchies: Vec::new(),
+        };
+        &NONE
+    }
+
     /// The layout of this system, found out once.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use oci_spec::runtime::LinuxResources;
 use crate::fault;
 
 pub use layout::{Hierarchy, Layout};
+pub(crate) use resources::{cpu_weight, swap_max};
 pub use stats::{Cpu, Memory, Pids, Stats, Throttling};
 
 /// A cgroup operation failed.
@@ -37,7 +38,7 @@ pub enum Error {
     /// No cgroup file system is mounted.
     #[error("no cgroup file system is mounted below /sys/fs/cgroup; mount cgroup2 there")]
     NotMounted,
-    /// A limit needs a controller that this system does not offer here.
+    /// A limit needs a controller that this system, or this user, does not have here.
     #[error("{field} needs the cgroup controller {controller:?}, which is not available here")]
     NoController {
         /// Where in config.json.
@@ -90,6 +91,10 @@ const DEFAULT_PREFIX: &str = "/rt-";
 pub struct Cgroup {
     layout: &'static Layout,
     path: PathBuf,
+    /// A process that is in it for no other reason than to hold it.
+    keeper: Option<Pid>,
+    /// Without a cgroup, the first process, whose pid namespace tells who belongs to it.
+    init: Option<Pid>,
 }
 
 impl Cgroup {
@@ -112,8 +117,8 @@ impl Cgroup {
             .ok_or_else(|| refuse("it is not valid UTF-8"))?;
         if !text.starts_with('/') && text.matches(':').count() == 2 {
             return Err(refuse(
-                "this is the systemd driver's form (slice:prefix:name), which is not supported yet; \
-                 set the client's cgroup driver to cgroupfs",
+                "this is the systemd driver's form (slice:prefix:name): give --systemd-cgroup, \
+                 or set the client's cgroup driver to cgroupfs",
             ));
         }
         let mut path = PathBuf::from("/");
@@ -134,14 +139,86 @@ impl Cgroup {
 
     /// Finds the hierarchies of this system and names a cgroup in them. Nothing is made yet.
     ///
+    /// An empty path is [`Cgroup::none`].
+    ///
     /// # Errors
     /// The path is not absolute or no cgroup file system is mounted.
     pub fn new(path: &Path) -> Result<Self> {
+        if path.as_os_str().is_empty() {
+            return Ok(Self::none(None));
+        }
         let path = Self::path_for(Some(path), "")?;
         Ok(Self {
             layout: Layout::of_system()?,
             path,
+            keeper: None,
+            init: None,
         })
+    }
+
+    /// What a container has whose user may not make a cgroup: no limit can be set, and its processes are those of its
+    /// first process's pid namespace, if it has one of its own.
+    #[must_use]
+    pub fn none(init: Option<Pid>) -> Self {
+        Self {
+            layout: Layout::none(),
+            path: PathBuf::new(),
+            keeper: None,
+            init,
+        }
+    }
+
+    /// The path for a container of an ordinary user: as [`Cgroup::path_for`], but one that is not given lies below the
+    /// caller's own cgroup. It is empty where the user may not make that cgroup and put processes into it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::path_for`].
+    pub fn path_for_user(cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf> {
+        let path = Self::path_for(cgroups_path, id)?;
+        let layout = Layout::of_system()?;
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::"));
+        // Version 1 lets nobody but root delegate safely, and nobody does.
+        let (
+            [
+                Hierarchy {
+                    mount,
+                    controllers: None,
+                },
+            ],
+            Some(own),
+        ) = (&layout.hierarchies[..], own)
+        else {
+            return Ok(PathBuf::new());
+        };
+        let own = Path::new(own);
+        let path = match cgroups_path.is_some_and(|path| !path.as_os_str().is_empty()) {
+            true => path,
+            false => own.join(path.strip_prefix("/").unwrap_or(&path)),
+        };
+        let at = |path: &Path| mount.join(path.strip_prefix("/").unwrap_or(path));
+        let writable =
+            |path: &Path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok();
+        let existing = path.ancestors().map(at).find(|one| one.exists());
+        // cgroups(7): who moves a process needs to write to the nearest cgroup above both places.
+        let common = path.ancestors().find(|above| own.starts_with(above));
+        let common = common.map(|above| at(above).join("cgroup.procs"));
+        let permitted = existing.is_some_and(|one| writable(&one))
+            && common.is_some_and(|procs| writable(&procs));
+        Ok(if permitted { path } else { PathBuf::new() })
+    }
+
+    /// Whether it is [`Cgroup::none`].
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.layout.hierarchies.is_empty()
+    }
+
+    /// Does not count a process among those in the cgroup; it holds the cgroup until others are there.
+    #[must_use]
+    pub fn kept_by(mut self, keeper: Pid) -> Self {
+        self.keeper = Some(keeper);
+        self
     }
 
     /// The path below the root of each hierarchy.
@@ -291,7 +368,9 @@ impl Cgroup {
     /// # Errors
     /// The list cannot be read. A cgroup that does not exist has no processes.
     pub fn pids(&self) -> Result<Vec<Pid>> {
-        kill::pids(self)
+        let mut pids = kill::pids(self)?;
+        pids.retain(|pid| Some(*pid) != self.keeper);
+        Ok(pids)
     }
 
     /// Sends a signal to every process in the cgroup and in those below it.
@@ -437,6 +516,18 @@ fn inherit_cpuset(mount: &Path, path: &Path) -> Result<()> {
         write(&below(path, file), value.trim())?;
     }
     Ok(())
+}
+
+/// Whether this process lacks the rights of the system's root: by its user, or because its user namespace is not the
+/// first one.
+#[must_use]
+pub fn is_rootless() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let all: Vec<&str> = map.split_whitespace().collect();
+    !map.is_empty() && all != ["0", "0", "4294967295"]
 }
 
 fn io_error(operation: &str, path: &Path, source: io::Error) -> Error {

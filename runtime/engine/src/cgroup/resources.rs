@@ -174,7 +174,7 @@ fn number_or_max(value: i64) -> String {
 /// It maps the least, the default (1024 to 100) and the greatest onto each other:
 /// log10(weight) = (l² + 125 l) / 612 - 7/34, with l = log2(shares).
 #[must_use]
-pub fn cpu_weight(shares: u64) -> u64 {
+pub(crate) fn cpu_weight(shares: u64) -> u64 {
     match shares {
         0 => 0,
         1 | 2 => 1,
@@ -300,7 +300,7 @@ fn put_bandwidth_v1(files: &Files, quota: Option<i64>, period: Option<u64>) -> R
 }
 
 /// `memory.swap.max`, which counts swap alone, for `memory.swap`, which counts memory and swap together.
-fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
+pub(crate) fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>> {
     match (limit, swap) {
         (Some(limit), None) if limit < 0 => Ok(Some(-1)),
         (_, None) => Ok(None),
