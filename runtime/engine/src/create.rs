@@ -232,7 +232,7 @@ fn launch(plan: Plan<'_>) -> Result<(Created, Hold), Error> {
 }
 
 /// Takes over the first process from the helper that made it, our child as well, and sees the helper off.
-fn helped_birth(helper: &Child, socket: &ParentEnd) -> Result<Child, Error> {
+pub(crate) fn helped_birth(helper: &Child, socket: &ParentEnd) -> Result<Child, Error> {
     let born = match socket.expect() {
         Ok(Message::Born(pid)) => Ok(Pid::from_raw(pid)),
         Ok(Message::Failed(failure)) => Err(failure.into()),

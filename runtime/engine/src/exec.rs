@@ -1,6 +1,7 @@
 //! Runs one more process in a running container: parent and child side.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
@@ -8,7 +9,7 @@ use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
-use crate::cgroup::Entrance;
+use crate::cgroup::{Entrance, is_rootless};
 use crate::clone::{Child, ExitGuard, clone, exit_now, pidfd_open};
 use crate::error::{Context, Error};
 use crate::handshake::{self, ChildEnd, Message, ParentEnd};
@@ -28,6 +29,8 @@ struct Plan<'a> {
     stdio: Ready,
     init: OwnedFd,
     foreign: CloneFlags,
+    /// Whether a helper joins the user namespace before the process is made.
+    helped: bool,
     entrance: Entrance,
 }
 
@@ -47,8 +50,10 @@ pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
         None => request.cgroup.clone(),
         Some(sub) => sub_cgroup(request.cgroup, sub)?,
     };
+    let foreign = namespaces::foreign(request.init)?;
     let plan = Plan {
-        foreign: namespaces::foreign(request.init)?,
+        foreign,
+        helped: foreign.contains(CloneFlags::CLONE_NEWUSER) && is_rootless(),
         entrance: cgroup.entrance()?,
         request: &request,
         workload,
@@ -98,13 +103,26 @@ fn sub_cgroup(cgroup: &Cgroup, sub: &Path) -> Result<Cgroup, Error> {
 
 fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
     let (ours, theirs) = handshake::pair()?;
-    let birth = ForChildren::of_process(plan.init.as_fd(), plan.foreign)?;
-    let child = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
-        .context(|| "cannot make a process in the container's cgroup".to_owned())?;
+    let birth = match plan.helped {
+        true => ForChildren::default(),
+        false => ForChildren::of_process(plan.init.as_fd(), plan.foreign)?,
+    };
+    let mut child = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd));
+    if child
+        .as_ref()
+        .is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+        && plan.request.sub_cgroup.is_none()
+    {
+        child = clone(0, beside_init(plan)?.as_ref().map(AsFd::as_fd));
+    }
+    let child = child.context(|| "cannot make a process in the container's cgroup".to_owned())?;
     let Some(child) = child else {
         let _guard = ExitGuard;
         drop(ours);
-        let failure = new_process(plan, &theirs);
+        let failure = match plan.helped {
+            true => help(plan, &theirs),
+            false => new_process(plan, &theirs),
+        };
         let code = failure.exit_code();
         theirs.send(&Message::Failed(failure));
         exit_now(code);
@@ -112,6 +130,10 @@ fn launch(plan: &Plan<'_>) -> Result<Created, Error> {
     drop(birth);
     drop(theirs);
     fault::point("exec.cloned");
+    let child = match plan.helped {
+        true => create::helped_birth(&child, &ours)?,
+        false => child,
+    };
     let start_time = processes::start_time(child.pid);
     follow(plan, &child, &ours).inspect_err(|_| child.kill_and_reap())?;
     fault::point("exec.program-runs");
@@ -141,6 +163,56 @@ fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Erro
     Ok(())
 }
 
+/// A first process that manages cgroups itself, such as systemd, has put itself into one below the container's, which
+/// can have no processes from then on. The new one goes where the first is.
+fn beside_init(plan: &Plan<'_>) -> Result<Option<OwnedFd>, Error> {
+    let file = format!("/proc/{}/cgroup", plan.request.init);
+    let text = std::fs::read_to_string(&file).context(|| format!("cannot read {file}"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    match path.map(Path::new) {
+        Some(path) if path.starts_with(plan.request.cgroup.path()) => {
+            Ok(Cgroup::new(path)?.entrance()?.born_in)
+        }
+        _ => Err(Error::unsupported(
+            "linux.cgroupsPath",
+            "the container's first process has left its cgroup, which takes no process any more",
+        )),
+    }
+}
+
+/// The helper's part, for an ordinary user, who has rights over the container's other namespaces only in its user
+/// namespace: joins that and makes the process in it. It returns only to say what failed.
+fn help(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
+    let enter = || -> Result<(OwnedFd, OwnedFd), Error> {
+        plan.entrance.pass()?;
+        hide_from_tracing()?;
+        namespaces::join(plan.init.as_fd(), plan.foreign & BY_HELPER)?;
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "cannot make a pipe".to_owned())
+    };
+    let (told, tell) = match enter() {
+        Ok(pipe) => pipe,
+        Err(error) => return error.into(),
+    };
+    match clone(libc::CLONE_PARENT as u64, None)
+        .context(|| "cannot make a process in the container's namespaces".to_owned())
+    {
+        Err(error) => error.into(),
+        Ok(None) => {
+            drop(tell);
+            // The end of the helper, which comes when it has said who we are: nothing of ours may come before that.
+            let _ = File::from(told).read(&mut [0]);
+            new_process(plan, socket)
+        }
+        Ok(Some(child)) => {
+            socket.send(&Message::Born(child.pid.as_raw()));
+            exit_now(0);
+        }
+    }
+}
+
+/// The namespaces that the helper joins.
+const BY_HELPER: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWPID);
+
 /// The child's part. It returns only to say what failed.
 fn new_process(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
     match enter(plan, socket) {
@@ -154,7 +226,9 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     let process = plan.request.process;
     let affinity = process.exec_cpu_affinity().as_ref();
     set_affinity(affinity.and_then(|one| one.initial().as_deref()))?;
-    plan.entrance.pass()?;
+    if !plan.helped {
+        plan.entrance.pass()?;
+    }
     fault::point("exec.child-in-cgroup");
     set_affinity(affinity.and_then(|one| one.cpu_affinity_final().as_deref()))?;
     // With the rights of the host, before they are given up for those of the container.
@@ -166,7 +240,11 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     plan.stdio.put_in_place()?;
     let profile = attributes::Profile::open(process)?;
     // The pid namespace was chosen by the parent: this process was born in it.
-    namespaces::join(plan.init.as_fd(), plan.foreign & !CloneFlags::CLONE_NEWPID)?;
+    let born_in = match plan.helped {
+        true => BY_HELPER,
+        false => CloneFlags::CLONE_NEWPID,
+    };
+    namespaces::join(plan.init.as_fd(), plan.foreign & !born_in)?;
     if plan.foreign.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::become_root()?;
     }

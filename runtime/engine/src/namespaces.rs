@@ -222,16 +222,45 @@ fn time_offsets(spec: &Spec) -> Result<String, Error> {
 }
 
 /// Writes the id maps of a new user namespace.
+///
+/// An ordinary user may map its own id alone; more are written by newuidmap(1) and newgidmap(1), which ask the system
+/// for the user's subordinate ids.
 pub(crate) fn write_id_maps(pid: Pid, spec: &Spec) -> Result<(), Error> {
     let Some(linux) = spec.linux() else {
         return Ok(());
     };
-    for (file, field, map) in [
-        ("gid_map", "gidMappings", linux.gid_mappings()),
-        ("uid_map", "uidMappings", linux.uid_mappings()),
+    let ordinary = !nix::unistd::geteuid().is_root();
+    for (file, field, map, helper, own) in [
+        (
+            "gid_map",
+            "gidMappings",
+            linux.gid_mappings(),
+            "newgidmap",
+            nix::unistd::getegid().as_raw(),
+        ),
+        (
+            "uid_map",
+            "uidMappings",
+            linux.uid_mappings(),
+            "newuidmap",
+            nix::unistd::geteuid().as_raw(),
+        ),
     ] {
+        let map = map.as_deref().unwrap_or_default();
+        if ordinary {
+            let alone = matches!(map, [one] if one.size() == 1 && one.host_id() == own);
+            if !alone {
+                map_by_helper(pid, helper, field, map)?;
+                continue;
+            }
+            if file == "gid_map" {
+                // Else a member of a group could leave it, and with it what the group is denied.
+                fs::write(format!("/proc/{pid}/setgroups"), "deny")
+                    .context(|| "cannot deny setgroups to the user namespace".to_owned())?;
+            }
+        }
         let path = format!("/proc/{pid}/{file}");
-        let lines = map_lines(map.as_deref().unwrap_or_default());
+        let lines = map_lines(map);
         File::options()
             .write(true)
             .open(&path)
@@ -239,6 +268,32 @@ pub(crate) fn write_id_maps(pid: Pid, spec: &Spec) -> Result<(), Error> {
             .context(|| format!("cannot set linux.{field}"))?;
     }
     Ok(())
+}
+
+fn map_by_helper(pid: Pid, helper: &str, field: &str, map: &[LinuxIdMapping]) -> Result<(), Error> {
+    let mut command = std::process::Command::new(helper);
+    command.arg(pid.to_string());
+    for one in map {
+        command
+            .args([one.container_id(), one.host_id(), one.size()].map(|number| number.to_string()));
+    }
+    let output = command.output().map_err(|error| {
+        Error::unsupported(
+            format!("linux.{field}"),
+            format!(
+                "an ordinary user can map its own id alone; more are mapped by {helper} (package uidmap), \
+                 which cannot be started: {error}"
+            ),
+        )
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::unsupported(
+        format!("linux.{field}"),
+        format!("{said}; the user's ranges are in /etc/subuid and /etc/subgid"),
+    ))
 }
 
 /// Id maps as the files of /proc take them.

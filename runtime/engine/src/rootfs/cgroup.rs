@@ -27,7 +27,8 @@ pub(super) fn mount(
     let layout = cgroup.layout();
     let legacy = layout.hierarchies().iter().any(|one| !one.is_unified());
     let target = root.make_directory(destination)?;
-    if unified || !legacy {
+    // Who has no cgroup sees none: an empty directory.
+    if !cgroup.is_none() && (unified || !legacy) {
         let Some(directory) = cgroup.unified() else {
             return Err(io::Error::other(
                 "this system has no cgroup version 2 hierarchy",
