@@ -124,11 +124,6 @@ fn create(
     bundle: Option<&Path>,
     console: Console<'_>,
 ) -> Result<Created, CliError> {
-    if context.global.systemd_cgroup {
-        return Err(CliError::Usage(
-            "--systemd-cgroup: this runtime makes cgroups itself; set the client's cgroup manager to cgroupfs".into(),
-        ));
-    }
     let mut bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
     if let (Console::Ours, Some(size)) = (console, console_size()) {
         bundle = bundle.with_console_size(size);
@@ -149,8 +144,22 @@ fn create(
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
+        systemd_cgroup: context.global.systemd_cgroup,
+        rootless: is_rootless(context.global.rootless.as_deref())?,
     };
     Ok(context.lifecycle.create(options)?)
+}
+
+/// `--rootless`: by itself, what is true of the caller.
+fn is_rootless(flag: Option<&str>) -> Result<bool, CliError> {
+    match flag {
+        None | Some("" | "auto") => Ok(engine::cgroup::is_rootless()),
+        Some("true" | "1" | "t" | "T" | "TRUE" | "True") => Ok(true),
+        Some("false" | "0" | "f" | "F" | "FALSE" | "False") => Ok(false),
+        Some(other) => Err(CliError::Usage(format!(
+            "--rootless={other}: it must be auto, true or false"
+        ))),
+    }
 }
 
 /// The one rule of `rt run X`: without `--bundle`, an X that is a directory with a `config.json` is the bundle and the

@@ -66,7 +66,7 @@ fn features() -> Value {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false
+                "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true
             },
             "seccomp": {
                 "enabled": true,

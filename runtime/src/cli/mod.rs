@@ -54,10 +54,10 @@ struct Global {
     /// Log everything
     #[arg(long)]
     debug: bool,
-    /// Let systemd make cgroups (not supported: refused when a container is made)
+    /// Let systemd make the cgroup of a container that is created: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
-    /// Accepted for clients that say whether they are rootless
+    /// Whether a container that is created may go without a cgroup: auto, true or false [default: auto]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     rootless: Option<String>,
     /// Isolation model: container or microvm [default: what the bundle or the configuration says]

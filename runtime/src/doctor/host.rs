@@ -35,13 +35,28 @@ pub(super) fn root() -> Check {
         Check::fail(
             "root",
             "not running as root",
-            "run rt as root; rootless containers are not supported",
+            "run rt as root; an ordinary user can have containers, not microVMs",
+        )
+    }
+}
+
+pub(super) fn user() -> Check {
+    if nix::unistd::geteuid().is_root() {
+        Check::ok("user", "running as root")
+    } else {
+        Check::warn(
+            "user",
+            "not running as root",
+            "each bundle needs a user namespace then: `rt spec --rootless` writes one that has it",
         )
     }
 }
 
 pub(super) fn capabilities() -> Check {
     const NAME: &str = "capabilities";
+    if !nix::unistd::geteuid().is_root() {
+        return Check::ok(NAME, "those of the user namespaces that rt makes");
+    }
     let Some(effective) = read("/proc/self/status").and_then(|text| effective_capabilities(&text))
     else {
         return Check::warn(NAME, "/proc/self/status cannot be read", "mount /proc");

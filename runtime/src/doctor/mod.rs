@@ -105,7 +105,7 @@ impl Report {
     /// Looks at this host.
     pub fn examine(config: &Config) -> Self {
         let container = vec![
-            host::root(),
+            host::user(),
             host::capabilities(),
             host::cgroups(),
             host::namespaces(),

@@ -39,6 +39,9 @@ fn engine_of(container: &Target<'_>) -> Engine {
 }
 
 fn cgroup_of(container: &Target<'_>) -> Result<Cgroup, IsolationError> {
+    if container.cgroup_path.as_os_str().is_empty() {
+        return Ok(Cgroup::none(container.pid.map(Pid::from_raw)));
+    }
     Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)
 }
 
@@ -75,7 +78,10 @@ impl Isolation for ContainerModel {
     }
 
     fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
-        let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+        let mut cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+        if let Some(keeper) = context.cgroup_keeper {
+            cgroup = cgroup.kept_by(keeper);
+        }
         let request = CreateRequest {
             id: context.id.as_str(),
             spec: context.bundle.spec(),

@@ -172,6 +172,8 @@ pub struct CreateContext<'a> {
     pub dir: &'a Path,
     /// The cgroup, as a path below the hierarchies' mount points that begins with `/`.
     pub cgroup_path: &'a Path,
+    /// A process that is in the cgroup already, to hold it until the container's are there.
+    pub cgroup_keeper: Option<nix::unistd::Pid>,
     /// Where to send the terminal's master if the spec's process has a terminal: a Unix socket.
     pub console_socket: Option<&'a Path>,
     /// How many of our descriptors from 3 on the workload gets.

@@ -1,12 +1,14 @@
 //! `create`: from a bundle to a container that waits for `start`.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use engine::cgroup::Cgroup;
 use engine::console::Listener;
 use engine::fault;
 use engine::hooks::Kind;
+use engine::systemd::{Keeper, Scope};
+use oci_spec::runtime::LinuxResources;
 
 use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
 use crate::bundle::Bundle;
@@ -37,6 +39,10 @@ pub struct CreateOptions<'a> {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// Have systemd make the cgroup.
+    pub systemd_cgroup: bool,
+    /// Go without a cgroup where the user may not make one and no limit needs it, and ask the user's systemd.
+    pub rootless: bool,
 }
 
 /// A container that waits for `start`.
@@ -66,8 +72,7 @@ impl Lifecycle {
             .linux()
             .as_ref()
             .and_then(|linux| linux.cgroups_path().as_deref());
-        let cgroup_path =
-            Cgroup::path_for(given_path, options.id.as_str()).map_err(Error::Cgroup)?;
+        let (cgroup_path, scope) = place(&options, given_path)?;
         let record = Record {
             version: RECORD_VERSION,
             id: options.id.clone(),
@@ -79,6 +84,7 @@ impl Lifecycle {
             bundle: options.bundle.dir().to_owned(),
             rootfs: options.bundle.rootfs().to_owned(),
             cgroup_path,
+            scope: None,
             created: clock::rfc3339(clock::now()),
             owner: nix::unistd::getuid().as_raw(),
             annotations: options
@@ -88,7 +94,7 @@ impl Lifecycle {
                 .unwrap_or_default(),
         };
         let mut container = self.store.create(record)?;
-        match self.make(&mut container, options) {
+        match self.make(&mut container, options, scope) {
             Ok(created) => Ok(created),
             Err(error) => {
                 self.undo(container);
@@ -101,6 +107,7 @@ impl Lifecycle {
         &self,
         container: &mut LockedContainer,
         options: CreateOptions<'_>,
+        scope: Option<Scope>,
     ) -> Result<Created, Error> {
         let bundle = options
             .bundle
@@ -113,11 +120,22 @@ impl Lifecycle {
         fault::point("create.configuration-saved");
         let listener = listen(options.console, container.dir(), &bundle)?;
         let isolation = options.model.isolation();
+        let keeper = match scope {
+            Some(scope) => {
+                let keeper = scope.start(options.id.as_str(), limits(options.model, &bundle))?;
+                // Not before: one that could not be started may be another container's. Its end needs no record, for
+                // it comes with the keeper's, and that with ours.
+                container.update(|record| record.scope = Some(scope))?;
+                Some(keeper)
+            }
+            None => None,
+        };
         let Made { pid, hold } = isolation.create(&CreateContext {
             id: options.id,
             bundle: &bundle,
             dir: container.dir(),
             cgroup_path: &container.record().cgroup_path,
+            cgroup_keeper: keeper.as_ref().map(Keeper::pid),
             console_socket: match options.console {
                 Console::Socket(path) => Some(path),
                 Console::Ours => listener.as_ref().map(Listener::path),
@@ -129,6 +147,7 @@ impl Lifecycle {
             config: &self.config,
         })?;
         fault::point("create.model-done");
+        drop(keeper);
         let process = identify(pid)?;
         container.update(|record| record.process = Some(process))?;
         if !isolation.runs_create_hooks() {
@@ -189,6 +208,29 @@ impl Lifecycle {
             );
         }
     }
+}
+
+/// Where the container's cgroup will be, and systemd's unit if that makes it.
+fn place(
+    options: &CreateOptions<'_>,
+    given: Option<&Path>,
+) -> Result<(PathBuf, Option<Scope>), Error> {
+    let id = options.id.as_str();
+    if options.systemd_cgroup {
+        let scope = Scope::new(given, id, options.rootless)?;
+        return Ok((scope.cgroup_path()?, Some(scope)));
+    }
+    let path = match options.rootless {
+        true => Cgroup::path_for_user(given, id),
+        false => Cgroup::path_for(given, id),
+    };
+    Ok((path.map_err(Error::Cgroup)?, None))
+}
+
+/// The limits that systemd is told. Those of a machine are more than its workload's, and the model's to set.
+fn limits(model: Model, bundle: &Bundle) -> Option<&LinuxResources> {
+    let limits = bundle.spec().linux().as_ref()?.resources().as_ref()?;
+    (model == Model::Container).then_some(limits)
 }
 
 /// A terminal needs somebody who takes it, and who waits for one must get it.

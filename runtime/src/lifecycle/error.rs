@@ -19,6 +19,9 @@ pub enum Error {
     /// The cgroup's path cannot be used.
     #[error("`linux.cgroupsPath`")]
     Cgroup(#[source] engine::cgroup::Error),
+    /// systemd did not make, change or end the cgroup.
+    #[error(transparent)]
+    Scope(#[from] engine::systemd::Error),
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] engine::hooks::Error),

@@ -324,7 +324,14 @@ impl Lifecycle {
     /// Ends and removes whatever the model made.
     fn remove(&self, container: &mut LockedContainer) -> Result<(), Error> {
         let isolation = container.record().isolation.isolation();
-        Ok(isolation.delete(&self.target(container.record(), container.dir()))?)
+        isolation.delete(&self.target(container.record(), container.dir()))?;
+        if let Some(scope) = &container.record().scope
+            && let Err(error) = scope.stop()
+        {
+            // Its processes are gone, with which a scope ends; a systemd that is gone must not keep a container.
+            tracing::warn!("{}", crate::error_chain(&error));
+        }
+        Ok(())
     }
 
     /// What is true of a container now.
@@ -406,6 +413,11 @@ impl Lifecycle {
             });
         }
         let isolation = container.record().isolation.isolation();
+        if let Some(scope) = &container.record().scope
+            && container.record().isolation == Model::Container
+        {
+            scope.update(resources)?;
+        }
         Ok(isolation.update(&self.target(container.record(), container.dir()), resources)?)
     }
 

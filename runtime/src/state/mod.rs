@@ -489,6 +489,7 @@ mod tests {
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
             cgroup_path: "/rt-x".into(),
+            scope: None,
             created: "2026-01-01T00:00:00.000000000Z".into(),
             owner: 0,
             annotations: [("a".to_owned(), "b".to_owned())].into(),

@@ -88,6 +88,9 @@ pub struct Record {
     pub rootfs: PathBuf,
     /// The cgroup, planned before it is made.
     pub cgroup_path: PathBuf,
+    /// The unit of systemd that has the cgroup, where systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<engine::systemd::Scope>,
     /// When, in RFC 3339 with nanoseconds.
     pub created: String,
     /// The user id of who created it.

@@ -145,8 +145,17 @@ impl Isolation for MicrovmModel {
                 "a descriptor of the host has no meaning in the guest",
             ));
         }
+        if engine::cgroup::is_rootless() {
+            return Err(unsupported(
+                "run for an ordinary user",
+                "its process takes privileges to give them up; call it as root",
+            ));
+        }
         let orders = orders(context)?;
-        let cgroup = Cgroup::new(&orders.cgroup).map_err(IsolationError::failed)?;
+        let mut cgroup = Cgroup::new(&orders.cgroup).map_err(IsolationError::failed)?;
+        if let Some(keeper) = context.cgroup_keeper {
+            cgroup = cgroup.kept_by(keeper);
+        }
         if let Some(pid) = cgroup.pids().map_err(IsolationError::failed)?.first() {
             let path = orders.cgroup;
             return Err(IsolationError::failed(SetupError::CgroupInUse {
