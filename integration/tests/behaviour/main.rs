@@ -19,7 +19,9 @@ mod microvm;
 mod microvm_failures;
 mod process;
 mod restrictions;
+mod rootless;
 mod stdio;
+mod systemd_cgroup;
 mod terminal;
 
 use std::env;
@@ -79,7 +81,7 @@ fn main() -> ExitCode {
                 attacks::MICROVM_CLAIMS,
             ]
             .as_slice(),
-            Model::Container => &[],
+            Model::Container => &[systemd_cgroup::CLAIMS, rootless::CLAIMS],
         };
         let all = both.iter().chain(attacks::CLAIMS).chain(only);
         for (name, claim) in all.copied().flatten() {
