@@ -43,12 +43,14 @@ impl CapabilitySets {
                 .flatten()
                 .fold(0u64, |bits, one| bits | 1 << one.to_cap().index())
         };
+        let (permitted, inheritable) = (bits(given.permitted()), bits(given.inheritable()));
         Self {
             bounding: bits(given.bounding()),
             effective: bits(given.effective()),
-            permitted: bits(given.permitted()),
-            inheritable: bits(given.inheritable()),
-            ambient: bits(given.ambient()),
+            permitted,
+            inheritable,
+            // The kernel gives no others, and the other runtimes' sample configurations ask for some.
+            ambient: bits(given.ambient()) & permitted & inheritable,
         }
     }
 
