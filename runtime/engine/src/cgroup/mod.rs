@@ -6,6 +6,7 @@
 mod devices;
 mod kill;
 mod layout;
+mod oom;
 mod resources;
 mod stats;
 
@@ -21,8 +22,12 @@ use oci_spec::runtime::LinuxResources;
 use crate::fault;
 
 pub use layout::{Hierarchy, Layout};
+pub use oom::OomWatch;
 pub(crate) use resources::{cpu_weight, swap_max};
-pub use stats::{Cpu, Memory, Pids, Stats, Throttling};
+pub use stats::{
+    Block, BlockCount, Cpu, Cpuset, HugePages, Memory, MemoryUse, Pids, Pressure, Stall, Stats,
+    Throttling,
+};
 
 /// A cgroup operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -425,6 +430,14 @@ impl Cgroup {
     /// The counter cannot be read.
     pub fn oom_kills(&self) -> Result<u64> {
         stats::oom_kills(self)
+    }
+
+    /// Watches for processes that the kernel kills for want of memory.
+    ///
+    /// # Errors
+    /// The cgroup is gone, or the kernel gives no events.
+    pub fn watch_oom(&self) -> Result<OomWatch> {
+        OomWatch::new(self)
     }
 
     /// Kills what is left in the cgroup and removes it with all below it, in every hierarchy.

@@ -272,7 +272,10 @@ fn processes_and_stats_are_read() {
     }
     let stats = container.cgroup.stats().unwrap();
     if container.cgroup.layout().name() != "v2" {
-        assert!(stats.cpu.total > 0 && stats.memory.usage > 0, "{stats:?}");
+        assert!(
+            stats.cpu.total > 0 && stats.memory.main.usage > 0,
+            "{stats:?}"
+        );
         assert!(stats.pids.current >= 2, "{stats:?}");
     }
     container.kill_and_delete();
@@ -290,9 +293,15 @@ fn an_oom_kill_is_counted() {
         other => other.unwrap(),
     };
     assert_eq!(container.cgroup.oom_kills().unwrap(), 0);
+    let mut watch = container.cgroup.watch_oom().unwrap();
+    assert_eq!(watch.kills().unwrap(), 0);
     container.engine.start().unwrap();
     let code = wait(container.created.unwrap().pid);
     assert_eq!(code, 137);
+    let (descriptor, flags) = watch.polled().unwrap();
+    let event = nix::poll::poll(&mut [nix::poll::PollFd::new(descriptor, flags)], 10_000u16);
+    assert_eq!(event.unwrap(), 1);
+    assert!(watch.kills().unwrap() >= 1);
     assert!(container.cgroup.oom_kills().unwrap() >= 1);
     container.engine.delete(&container.cgroup).unwrap();
     container.assert_gone();
