@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use engine::cgroup::OomWatch;
 use engine::console::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -19,7 +20,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::read;
 use prost::Message;
 use protocol::envelope::Response;
-use protocol::message::{ConsoleSize, Empty, Outcome, ProcessStarted, WaitResponse};
+use protocol::message::{ConsoleSize, Empty, OomResponse, Outcome, ProcessStarted, WaitResponse};
 use protocol::wire::{self, Kind};
 use protocol::{Code, Failure, StdioHeader};
 
@@ -86,6 +87,17 @@ enum Source {
         caller: Caller,
         then: Then,
     },
+    Oom(OomCall),
+}
+
+/// A [`WaitOom`](protocol::method::WaitOom) call that is not yet answered.
+#[derive(Debug)]
+struct OomCall {
+    caller: Caller,
+    container: String,
+    /// How many kills the caller knows of.
+    known: u64,
+    watch: OomWatch,
 }
 
 /// A connection to the stdio port that has not found its process.
@@ -235,6 +247,7 @@ impl Agent {
                         },
                     );
                 }
+                Some(Source::Oom(call)) => self.on_oom(key, call),
                 // An event that was under way when its source went.
                 None => {}
             },
@@ -293,6 +306,10 @@ impl Agent {
         }
         if reading == Reading::Closed {
             self.sources.remove(&key);
+            self.sources.retain(|_, source| match source {
+                Source::Oom(call) => call.caller.connection != key,
+                _ => true,
+            });
         }
     }
 
@@ -338,6 +355,8 @@ impl Agent {
 
     fn on_child_ended(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
+        // Who hears of an end must know by then what caused it.
+        self.look_for_oom_kills();
         while let Some(reaped) = sys::reap() {
             let is_it = |source: &Source| match source {
                 Source::Operation { operation, .. } => operation.pid() == reaped.pid,
@@ -465,9 +484,44 @@ impl Agent {
         }
     }
 
+    fn look_for_oom_kills(&mut self) {
+        let is_oom =
+            |(key, source): (&u64, &Source)| matches!(source, Source::Oom(_)).then_some(*key);
+        let keys: Vec<u64> = self.sources.iter().filter_map(is_oom).collect();
+        for key in keys {
+            if let Some(Source::Oom(call)) = self.sources.remove(&key) {
+                self.on_oom(key, call);
+            }
+        }
+    }
+
+    /// Answers a call if there is news for it.
+    fn on_oom(&mut self, key: u64, mut call: OomCall) {
+        let kills = call.watch.kills().unwrap_or_default();
+        if kills > call.known {
+            let payload = OomResponse { kills }.encode_to_vec();
+            self.answer(call.caller, &operation::response(Ok(payload)));
+        } else {
+            self.sources.insert(key, Source::Oom(call));
+        }
+    }
+
     /// Removes a process, or a container with all of its, and their streams.
     fn forget(&mut self, name: &ProcessName) {
         let gone = Failure::new(Code::NotFound, "the process was deleted");
+        if name.exec.is_empty() {
+            let is_its = |source: &Source| matches!(source, Source::Oom(call) if call.container == name.container);
+            let calls: Vec<Source> = self
+                .sources
+                .extract_if(|_, source| is_its(source))
+                .map(|(_, source)| source)
+                .collect();
+            for call in calls {
+                if let Source::Oom(call) = call {
+                    self.answer(call.caller, &operation::response(Err(gone.clone())));
+                }
+            }
+        }
         for process in self.containers.remove(name) {
             for key in process.relays {
                 self.sources.remove(&key);
@@ -567,6 +621,12 @@ impl Agent {
 
     fn watch(&self, fd: BorrowedFd<'_>, key: u64) -> Result<(), Errno> {
         self.epoll.add(fd, EpollEvent::new(EDGES, key))
+    }
+
+    /// Watches a file of a cgroup, whose changes are events of their own.
+    fn watch_changes(&self, fd: BorrowedFd<'_>, key: u64) -> Result<(), Errno> {
+        let changes = EpollFlags::EPOLLPRI | EpollFlags::EPOLLET;
+        self.epoll.add(fd, EpollEvent::new(changes, key))
     }
 }
 

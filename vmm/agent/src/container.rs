@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::cgroup::OomWatch;
 use engine::{Cgroup, CreateRequest, Engine, Stdio};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -166,6 +167,11 @@ impl Container {
         let stats = self.cgroup()?.stats().map_err(|error| internal(&error))?;
         let stats_json = serde_json::to_string(&stats).map_err(|error| internal(&error))?;
         Ok(StatsResponse { stats_json }.encode_to_vec())
+    }
+
+    /// Watches for processes that are killed for want of memory.
+    pub(crate) fn watch_oom(&self) -> Result<OomWatch, Failure> {
+        self.cgroup()?.watch_oom().map_err(|error| internal(&error))
     }
 
     /// Freezes all processes.

@@ -20,14 +20,15 @@ use agent::Agent;
 use libtest_mimic::{Arguments, Failed, Trial};
 use protocol::message::{
     Console, ConsoleSize, ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest,
-    Outcome, ProcessRequest, ResizeTerminalRequest, SignalRequest, Stdio, UpdateRequest,
-    WaitResponse,
+    OomRequest, Outcome, ProcessRequest, ResizeTerminalRequest, SignalRequest, Stdio,
+    UpdateRequest, WaitResponse,
 };
 use protocol::method::{
     CreateContainer, Delete, Exec, Method, Pause, Processes, ResizeTerminal, Resume, Signal,
-    StartContainer, State, Stats, Update, Wait,
+    StartContainer, State, Stats, Update, Wait, WaitOom,
 };
-use protocol::{Client, ClientError, Code, Failure, StdioHeader};
+use protocol::wire::Decoder;
+use protocol::{Client, ClientError, Code, Failure, StdioHeader, decode_response, encode_request};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -91,6 +92,10 @@ fn main() -> ExitCode {
         ("exec_gets_a_terminal", exec_gets_a_terminal),
         ("pause_resume_and_state", pause_resume_and_state),
         ("processes_stats_and_update", processes_stats_and_update),
+        (
+            "an_oom_kill_is_told_before_the_end",
+            an_oom_kill_is_told_before_the_end,
+        ),
         ("loopback_is_up", loopback_is_up),
         ("delete_leaves_nothing_behind", delete_leaves_nothing_behind),
         ("wrong_calls_are_refused", wrong_calls_are_refused),
@@ -580,6 +585,39 @@ fn processes_stats_and_update() -> Outcomes<()> {
     };
     let error = guest.call::<Update>(&broken).map(|_| ());
     assert_eq!(failure(error)?.code(), Code::InvalidArgument);
+    Ok(())
+}
+
+fn an_oom_kill_is_told_before_the_end() -> Outcomes<()> {
+    let guest = Guest::new()?;
+    let script = "until [ -e /go ]; do sleep 0.1; done; x=a; while true; do x=$x$x; done";
+    guest.run(&["sh", "-c", script], Stdio::default())?;
+    let limited = guest.call::<Update>(&UpdateRequest {
+        id: guest.id.clone(),
+        resources_json: json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}).to_string(),
+    });
+    if let Err(ClientError::Failed(failure)) = &limited
+        && failure.to_string().contains("is not available here")
+    {
+        println!("skipped: {failure}");
+        return Ok(());
+    }
+    limited?;
+    let request = OomRequest {
+        id: guest.id.clone(),
+        known: 0,
+    };
+    let mut news = UnixStream::connect(guest.directory.path().join("rpc"))?;
+    news.write_all(&encode_request::<WaitOom>(1, &request)?)?;
+    fs::write(guest.directory.path().join("rootfs/go"), "")?;
+    assert_eq!(guest.wait("")?, Outcome::Signaled(9));
+    // The answer is there already: nothing is waited for.
+    news.set_nonblocking(true)?;
+    let mut bytes = [0; 512];
+    let length = news.read(&mut bytes)?;
+    let frame = Decoder::new().decode(&mut &bytes[..length])?;
+    let response = decode_response::<WaitOom>(&frame.ok_or("half a frame")?)?;
+    assert!(response.kills > 0, "{response:?}");
     Ok(())
 }
 

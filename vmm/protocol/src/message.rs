@@ -236,6 +236,25 @@ pub struct StatsResponse {
     pub stats_json: String,
 }
 
+/// Waits for processes that the kernel kills for want of memory.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OomRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// How many are known of: the answer comes when there are more.
+    #[prost(uint64, tag = "2")]
+    pub known: u64,
+}
+
+/// Processes were killed for want of memory.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct OomResponse {
+    /// How many since the container was created.
+    #[prost(uint64, tag = "1")]
+    pub kills: u64,
+}
+
 /// Changes resource limits.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct UpdateRequest {

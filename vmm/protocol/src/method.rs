@@ -53,6 +53,9 @@ methods! {
     Processes: ContainerRequest => ProcessesResponse;
     /// Reads the resource use of a container.
     Stats: ContainerRequest => StatsResponse;
+    /// Answers when the guest's kernel has killed processes of a container for want of memory, also those
+    /// that it killed before the call. The answer precedes that to a [`Wait`] for the process.
+    WaitOom: OomRequest => OomResponse;
     /// Freezes all processes of a container.
     Pause: ContainerRequest => Empty;
     /// Thaws a paused container.

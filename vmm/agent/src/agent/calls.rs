@@ -11,14 +11,14 @@ use nix::unistd::pipe2;
 use prost::Message;
 use protocol::envelope::Request;
 use protocol::message::{
-    ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest, ProcessRequest,
-    ResizeTerminalRequest, SignalRequest, StateResponse, Stdio, UpdateRequest,
+    ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest, OomRequest,
+    ProcessRequest, ResizeTerminalRequest, SignalRequest, StateResponse, Stdio, UpdateRequest,
 };
 use protocol::method::{self, Method};
 use protocol::wire::{Frame, Kind};
 use protocol::{Code, Failure};
 
-use super::{Agent, Answer, Source, Terminal, Then, decode, invalid};
+use super::{Agent, Answer, MAX_SOURCES, OomCall, Source, Terminal, Then, decode, invalid};
 use crate::container::{Container, Encoded, ProcessIo};
 use crate::process::{Caller, ProcessName, ProcessState};
 use crate::relay::Relay;
@@ -47,6 +47,7 @@ impl Agent {
             method::ResizeTerminal::NAME => self.resize(&decode(payload)?),
             method::Processes::NAME => self.on_container(caller, payload, Container::processes),
             method::Stats::NAME => self.on_container(caller, payload, Container::stats),
+            method::WaitOom::NAME => self.wait_oom(caller, decode(payload)?),
             method::Pause::NAME => self.on_container(caller, payload, Container::pause),
             method::Resume::NAME => self.on_container(caller, payload, Container::resume),
             method::Update::NAME => self.update(caller, decode(payload)?),
@@ -303,6 +304,34 @@ impl Agent {
         }
         waiters.push(caller);
         self.answer_waiters(&name);
+        Ok(Answer::Later)
+    }
+
+    fn wait_oom(&mut self, caller: Caller, request: OomRequest) -> Result<Answer, Failure> {
+        if self.sources.len() >= MAX_SOURCES {
+            return Err(Failure::new(
+                Code::ResourceExhausted,
+                "too many calls at a time",
+            ));
+        }
+        let watch = self.containers.container(&request.id)?.watch_oom()?;
+        let key = self.new_key();
+        if let Some((fd, _)) = watch.polled() {
+            self.watch_changes(fd, key).map_err(|errno| {
+                let texts = [
+                    "cannot watch the cgroup".to_owned(),
+                    errno.desc().to_owned(),
+                ];
+                Failure::from_texts(Code::Internal, texts.to_vec())
+            })?;
+        }
+        let call = OomCall {
+            caller,
+            container: request.id,
+            known: request.known,
+            watch,
+        };
+        self.on_oom(key, call);
         Ok(Answer::Later)
     }
 
