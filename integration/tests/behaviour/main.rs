@@ -8,6 +8,7 @@
 mod attacks;
 mod bad_input;
 mod crash;
+mod events;
 mod exec;
 mod filesystem;
 mod hooks;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             hooks::CLAIMS,
             lifecycle::CLAIMS,
             exec::CLAIMS,
+            events::CLAIMS,
             terminal::CLAIMS,
             bad_input::CLAIMS,
             leftovers::CLAIMS,

@@ -5,6 +5,7 @@
 
 mod control;
 mod create;
+mod events;
 mod exec;
 mod features;
 mod list;
@@ -82,6 +83,7 @@ enum Command {
     Pause(control::PauseArgs),
     Resume(control::ResumeArgs),
     Update(control::UpdateArgs),
+    Events(events::EventsArgs),
     Spec(spec::SpecArgs),
     /// Print what this runtime supports, as JSON
     Features,
@@ -235,6 +237,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         Command::Pause(arguments) => arguments.run(&context)?,
         Command::Resume(arguments) => arguments.run(&context)?,
         Command::Update(arguments) => arguments.run(&context)?,
+        Command::Events(arguments) => arguments.run(&context)?,
         Command::Spec(arguments) => arguments.run()?,
         Command::Features => features::print()?,
         Command::Guest(arguments) => {

@@ -4,14 +4,18 @@
 //! mapping of the trait to the engine, which lives in `engine/` of the container's directory.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use engine::cgroup::Cgroup;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
+use nix::poll::PollFlags;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
-use super::{CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, Target};
+use super::{
+    CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, OomWatch, Stats, Target,
+};
 use crate::bundle;
 use crate::process::PidFd;
 use crate::signal::Signal;
@@ -66,6 +70,23 @@ fn signal_process(pid: i32, signal: Signal) -> Result<(), IsolationError> {
                 })
             }
         })
+}
+
+/// The kernel's own news of the container's cgroup.
+struct CgroupWatch {
+    watch: engine::cgroup::OomWatch,
+    known: u64,
+}
+
+impl OomWatch for CgroupWatch {
+    fn polled(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        self.watch.polled()
+    }
+
+    fn news(&mut self) -> Result<u64, IsolationError> {
+        let kills = self.watch.kills().map_err(IsolationError::failed)?;
+        Ok(kills.saturating_sub(std::mem::replace(&mut self.known, kills)))
+    }
 }
 
 impl Isolation for ContainerModel {
@@ -194,6 +215,24 @@ impl Isolation for ContainerModel {
         cgroup_of(container)?
             .apply(resources)
             .map_err(IsolationError::failed)
+    }
+
+    fn stats(&self, container: &Target<'_>) -> Result<Stats, IsolationError> {
+        let workload = cgroup_of(container)?
+            .stats()
+            .map_err(IsolationError::failed)?;
+        Ok(Stats {
+            workload,
+            machine: None,
+        })
+    }
+
+    fn watch_oom(&self, container: &Target<'_>) -> Result<Box<dyn OomWatch>, IsolationError> {
+        let mut watch = cgroup_of(container)?
+            .watch_oom()
+            .map_err(IsolationError::failed)?;
+        let known = watch.kills().map_err(IsolationError::failed)?;
+        Ok(Box::new(CgroupWatch { watch, known }))
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {

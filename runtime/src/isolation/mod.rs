@@ -9,10 +9,12 @@ pub mod microvm;
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::str::FromStr;
 
-use engine::{Hold, ProcessInfo};
+use engine::{Hold, ProcessInfo, cgroup};
+use nix::poll::PollFlags;
 use oci_spec::runtime::{LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
@@ -229,6 +231,27 @@ pub struct Made {
     pub hold: Hold,
 }
 
+/// What a container has used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stats {
+    /// The workload's use, as the kernel that it runs on counts it.
+    pub workload: cgroup::Stats,
+    /// What the VMM process costs the host, the guest's memory and processors with it; `None` without a machine.
+    pub machine: Option<cgroup::Stats>,
+}
+
+/// A watch for processes that are killed for want of memory.
+pub trait OomWatch {
+    /// The descriptor to poll and what for; `None` if there never is news. An event of it need not be news.
+    fn polled(&self) -> Option<(BorrowedFd<'_>, PollFlags)>;
+
+    /// How many kills there were since the last call. It does not block.
+    ///
+    /// # Errors
+    /// There will be no more news.
+    fn news(&mut self) -> Result<u64, IsolationError>;
+}
+
 /// An isolation model.
 ///
 /// Processes that a model starts inherit the caller's standard streams unless the spec asks for a terminal. The caller
@@ -308,6 +331,18 @@ pub trait Isolation: Sync {
         container: &Target<'_>,
         resources: &LinuxResources,
     ) -> Result<(), IsolationError>;
+
+    /// What the container has used.
+    ///
+    /// # Errors
+    /// It could not be read.
+    fn stats(&self, container: &Target<'_>) -> Result<Stats, IsolationError>;
+
+    /// Watches for processes of the container that are killed for want of memory.
+    ///
+    /// # Errors
+    /// There are no such events.
+    fn watch_oom(&self, container: &Target<'_>) -> Result<Box<dyn OomWatch>, IsolationError>;
 
     /// The container's processes. Their pids are the host's for the container model, the guest's for a microVM.
     ///

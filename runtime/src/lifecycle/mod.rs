@@ -5,6 +5,7 @@
 
 mod create;
 mod error;
+mod events;
 mod exec;
 mod foreground;
 
@@ -25,6 +26,7 @@ use serde::Serialize;
 
 pub use create::{CreateOptions, Created};
 pub use error::Error;
+pub use events::{Event, Events};
 pub use exec::{ExecOptions, Executed};
 pub use foreground::{Exit, Foreground, console_size};
 

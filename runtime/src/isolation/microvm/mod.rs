@@ -7,6 +7,7 @@
 mod agent;
 mod exec;
 mod guest_spec;
+mod oom;
 mod relay;
 mod report;
 mod shares;
@@ -31,14 +32,17 @@ use nix::unistd::pipe2;
 use oci_spec::runtime::LinuxResources;
 use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
 use protocol::method::{
-    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State, Update,
+    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
+    Stats as GuestStats, Update,
 };
 use protocol::{ClientError, Code, Method};
 use vmm::seccomp::Policy;
 
 use self::agent::{Agent, AgentError};
 use self::vmm_process::Orders;
-use super::{CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, Target};
+use super::{
+    CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, OomWatch, Stats, Target,
+};
 use crate::bundle::{Bundle, VmSection};
 use crate::guest::Store;
 use crate::process::PidFd;
@@ -127,6 +131,13 @@ fn name(container: &Target<'_>) -> ContainerRequest {
     ContainerRequest {
         id: container.id.as_str().to_owned(),
     }
+}
+
+/// What the guest's kernel counted for the container.
+fn guest_stats(container: &Target<'_>) -> Result<engine::cgroup::Stats, IsolationError> {
+    let response = call::<GuestStats>(container, &name(container))?;
+    serde_json::from_str(&response.stats_json)
+        .map_err(|error| io_error("read the statistics that the guest's agent sent")(error.into()))
 }
 
 impl Isolation for MicrovmModel {
@@ -309,6 +320,23 @@ impl Isolation for MicrovmModel {
             .map_err(|error| io_error("encode the resources")(error.into()))?;
         let id = container.id.as_str().to_owned();
         call::<Update>(container, &UpdateRequest { id, resources_json }).map(drop)
+    }
+
+    fn stats(&self, container: &Target<'_>) -> Result<Stats, IsolationError> {
+        Ok(Stats {
+            workload: guest_stats(container)?,
+            machine: Some(
+                Cgroup::new(container.cgroup_path)
+                    .and_then(|cgroup| cgroup.stats())
+                    .map_err(IsolationError::failed)?,
+            ),
+        })
+    }
+
+    fn watch_oom(&self, container: &Target<'_>) -> Result<Box<dyn OomWatch>, IsolationError> {
+        let known = guest_stats(container)?.memory.oom_kills;
+        let watch = oom::GuestWatch::new(&container.dir.join(VM_DIR), container.id, known);
+        Ok(Box::new(watch.map_err(agent_error)?))
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
