@@ -24,6 +24,7 @@ mod rootless;
 mod stdio;
 mod systemd_cgroup;
 mod terminal;
+mod update;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
             lifecycle::CLAIMS,
             exec::CLAIMS,
             events::CLAIMS,
+            update::CLAIMS,
             terminal::CLAIMS,
             bad_input::CLAIMS,
             leftovers::CLAIMS,

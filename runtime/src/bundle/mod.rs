@@ -224,6 +224,18 @@ pub fn load_config(path: &Path) -> Result<(Spec, Option<VmSection>), BundleError
     parse(path, &text)
 }
 
+/// Reads such a configuration as it is, with the parts that we do not know.
+///
+/// # Errors
+/// It cannot be read, or is no JSON.
+pub fn load_json(path: &Path) -> Result<Value, BundleError> {
+    let text = read_config(path.parent().unwrap_or(path), path)?;
+    serde_json::from_slice(&text).map_err(|source| BundleError::Syntax {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 fn read_config(bundle: &Path, path: &Path) -> Result<Vec<u8>, BundleError> {
     let read_error = |source| BundleError::Read {
         path: path.to_owned(),

@@ -1,9 +1,4 @@
-//! `rt start`, `kill`, `delete`, `pause`, `resume` and `update`.
-
-use std::io::Read;
-use std::path::PathBuf;
-
-use oci_spec::runtime::LinuxResources;
+//! `rt start`, `kill`, `delete`, `pause` and `resume`.
 
 use super::{CliError, Context, parse_id};
 use crate::signal::Signal;
@@ -57,17 +52,6 @@ pub(super) struct ResumeArgs {
     id: String,
 }
 
-/// Change the resource limits of a container
-#[derive(Debug, clap::Args)]
-pub(super) struct UpdateArgs {
-    /// File with `linux.resources` as JSON; - for standard input
-    #[arg(short, long, value_name = "FILE")]
-    resources: PathBuf,
-    /// Id of the container
-    #[arg(value_name = "ID")]
-    id: String,
-}
-
 impl StartArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<(), CliError> {
         Ok(context.lifecycle.start(&parse_id(&self.id)?)?)
@@ -98,31 +82,5 @@ impl PauseArgs {
 impl ResumeArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<(), CliError> {
         Ok(context.lifecycle.resume(&parse_id(&self.id)?)?)
-    }
-}
-
-impl UpdateArgs {
-    pub(super) fn run(self, context: &Context<'_>) -> Result<(), CliError> {
-        let id = parse_id(&self.id)?;
-        let read = || {
-            if self.resources.as_os_str() == "-" {
-                let mut text = Vec::new();
-                std::io::stdin().read_to_end(&mut text).map(|_| text)
-            } else {
-                std::fs::read(&self.resources)
-            }
-        };
-        let text = read().map_err(|source| CliError::File {
-            operation: "read",
-            path: self.resources.clone(),
-            source,
-        })?;
-        let resources: LinuxResources =
-            serde_json::from_slice(&text).map_err(|source| CliError::Json {
-                path: self.resources.display().to_string(),
-                what: "`linux.resources`",
-                source,
-            })?;
-        Ok(context.lifecycle.update(&id, &resources)?)
     }
 }

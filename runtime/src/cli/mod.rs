@@ -12,6 +12,7 @@ mod list;
 mod log;
 mod ps;
 mod spec;
+mod update;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -82,7 +83,7 @@ enum Command {
     Ps(ps::PsArgs),
     Pause(control::PauseArgs),
     Resume(control::ResumeArgs),
-    Update(control::UpdateArgs),
+    Update(update::UpdateArgs),
     Events(events::EventsArgs),
     Spec(spec::SpecArgs),
     /// Print what this runtime supports, as JSON

@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod exec;
 mod foreground;
+mod update;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -21,7 +22,7 @@ use engine::{ProcessInfo, fault};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::unistd::linkat;
-use oci_spec::runtime::{Hook, LinuxResources};
+use oci_spec::runtime::Hook;
 use serde::Serialize;
 
 pub use create::{CreateOptions, Created};
@@ -400,27 +401,6 @@ impl Lifecycle {
             .isolation()
             .resume(&self.target(container.record(), container.dir()))?;
         Ok(container.update(|record| record.phase = Phase::Running)?)
-    }
-
-    /// Changes the resource limits of a container that lives.
-    ///
-    /// # Errors
-    /// It does not live, or a limit could not be set.
-    pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), Error> {
-        let container = self.lock(id)?;
-        if container.record().live_pid().is_none() {
-            return Err(Error::Status {
-                problem: "container not running",
-                id: id.clone(),
-            });
-        }
-        let isolation = container.record().isolation.isolation();
-        if let Some(scope) = &container.record().scope
-            && container.record().isolation == Model::Container
-        {
-            scope.update(resources)?;
-        }
-        Ok(isolation.update(&self.target(container.record(), container.dir()), resources)?)
     }
 
     /// A container's processes. Their pids are the host's for the container model, the guest's for a microVM.
