@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use super::{CliError, Context, parse_id, print_json};
+use super::{CliError, Context, parse_id, print_json, print_json_line};
 use crate::isolation::Model;
 use crate::lifecycle::State;
 
@@ -66,23 +66,23 @@ impl ListArgs {
                         state,
                     })
                     .collect();
-                print_json(&rows)
+                print_json_line(&rows)
             }
             Format::Table => Ok(out.write_all(table(&containers).as_bytes())?),
         }
     }
 }
 
-/// runc's columns and the isolation model, each as wide as its widest cell.
+/// runc's columns and then the isolation model, each as wide as its widest cell.
 fn table(containers: &[State]) -> String {
     let header = [
         "ID",
         "PID",
         "STATUS",
-        "ISOLATION",
         "BUNDLE",
         "CREATED",
         "OWNER",
+        "ISOLATION",
     ]
     .map(str::to_owned);
     let rows: Vec<[String; 7]> = std::iter::once(header)
@@ -91,10 +91,10 @@ fn table(containers: &[State]) -> String {
                 state.id.to_string(),
                 state.pid.to_string(),
                 state.status.name().to_owned(),
-                state.isolation.name().to_owned(),
                 state.bundle.display().to_string(),
                 state.created.clone(),
                 state.owner.clone(),
+                state.isolation.name().to_owned(),
             ]
         }))
         .collect();
@@ -130,7 +130,7 @@ mod tests {
     fn an_empty_list_is_its_header() {
         assert_eq!(
             table(&[]),
-            "ID   PID   STATUS   ISOLATION   BUNDLE   CREATED   OWNER\n"
+            "ID   PID   STATUS   BUNDLE   CREATED   OWNER   ISOLATION\n"
         );
     }
 }

@@ -32,7 +32,14 @@ const DEFAULT_ROOT: &str = "/run/rt";
 
 /// Runs OCI bundles as containers or as microVMs.
 #[derive(Debug, Parser)]
-#[command(name = "rt", version = VERSION, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "rt",
+    version = VERSION,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
+    args_override_self = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -40,7 +47,8 @@ struct Cli {
     command: Command,
 }
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: ", "1.3.0");
+/// Behind the name, in the form that clients take apart: `rt version 1.2.3`, `spec: 1.3.0`.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
 
 #[derive(Debug, clap::Args)]
 struct Global {
@@ -59,15 +67,21 @@ struct Global {
     /// Let systemd make the cgroup of a container that is created: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
-    /// Whether a container that is created may go without a cgroup: auto, true or false [default: auto]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Whether a container that is created may go without a cgroup [default: auto]
+    #[arg(long, value_name = "auto|true|false")]
     rootless: Option<String>,
+    /// Accepted for clients of old: criu is found on the PATH
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
     /// Isolation model: container or microvm [default: what the bundle or the configuration says]
     #[arg(long, value_name = "MODEL", global = true)]
     isolation: Option<Model>,
     /// Configuration file [default: /etc/rt/config.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Print the version
+    #[arg(short, long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -144,10 +158,13 @@ enum CliError {
     Exec(#[source] Box<CliError>),
 }
 
+/// The exit code of `exec` where no process of the container gives one.
+const EXEC_FAILED: u8 = 255;
+
 impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Exec(_) => 255,
+            Self::Exec(_) => EXEC_FAILED,
             _ => 1,
         }
     }
@@ -173,12 +190,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let binary = arguments
         .first()
         .and_then(|name| Model::of_binary(Path::new(name)));
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" that go to standard output.
             let _ = error.print();
-            return u8::from(error.use_stderr());
+            return if error.use_stderr() {
+                refuse(&arguments, &error)
+            } else {
+                0
+            };
         }
     };
     let log = match log::Log::open(cli.global.log.as_deref(), cli.global.log_format) {
@@ -197,6 +218,29 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             eprintln!("rt: {text}");
             error.exit_code()
         }
+    }
+}
+
+/// Logs a command line that is wrong, for clients that read the reason from the log alone, and returns the exit code.
+fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
+    use clap::CommandFactory;
+    let understood = Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(arguments)
+        .unwrap_or_default();
+    let path: Option<&PathBuf> = understood.try_get_one("log").unwrap_or_default();
+    let format = understood.try_get_one("log_format").unwrap_or_default();
+    let format = format.copied().unwrap_or(log::Format::Text);
+    if let Ok(log) = log::Log::open(path.map(PathBuf::as_path), format) {
+        let text = error.to_string();
+        // The rest is usage.
+        let reason = text.lines().next().unwrap_or_default();
+        log.error(reason.trim_start_matches("error: "));
+    }
+    if understood.subcommand_name() == Some("exec") {
+        EXEC_FAILED
+    } else {
+        1
     }
 }
 
@@ -273,6 +317,13 @@ fn parse_id(text: &str) -> Result<ContainerId, CliError> {
     Ok(text.parse()?)
 }
 
+/// One line, as lists are printed.
+fn print_json_line(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    Ok(std::io::stdout().write_all(&text)?)
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
@@ -309,6 +360,10 @@ mod tests {
             "rt list --format json",
             "rt ps --format json c1",
             "rt ps c1 -ef",
+            "rt --rootless auto --log a --log b state c1",
+            "rt update c1 --memory -1 --cpu-quota -1 --pids-limit -1",
+            "rt update --resources - c1",
+            "rt events c1 --interval 1s --stats",
         ] {
             parse(line);
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use engine::ProcessInfo;
 
 use super::list::{Format, align};
-use super::{CliError, Context, parse_id, print_json};
+use super::{CliError, Context, parse_id, print_json_line};
 use crate::clock;
 use crate::isolation::Model;
 
@@ -48,7 +48,7 @@ impl PsArgs {
         let processes = context.lifecycle.processes(&id)?;
         let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
         if self.format == Format::Json {
-            return print_json(&pids);
+            return print_json_line(&pids);
         }
         let text = if self.options.is_empty() {
             let users = user_names(&std::fs::read_to_string("/etc/passwd").unwrap_or_default());
