@@ -7,6 +7,7 @@
 
 mod attacks;
 mod bad_input;
+mod checkpoint;
 mod crash;
 mod events;
 mod exec;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             lifecycle::CLAIMS,
             exec::CLAIMS,
             events::CLAIMS,
+            checkpoint::CLAIMS,
             update::CLAIMS,
             terminal::CLAIMS,
             bad_input::CLAIMS,

@@ -174,19 +174,27 @@ impl Engine {
     pub fn create(&self, request: CreateRequest<'_>) -> Result<(Created, Hold), Error> {
         spec::validate(request.spec)?;
         let cgroup = request.cgroup;
-        if let Some(pid) = cgroup.pids()?.first() {
-            return Err(Error::unsupported(
-                "linux.cgroupsPath",
-                format!("{:?} is in use: process {pid} is in it", cgroup.path()),
-            ));
-        }
-        self.claim(cgroup)?;
+        self.adopt(cgroup)?;
         let created = create::create(self, request);
         if created.is_err() {
             // The first failure is the one to tell.
             let _ = self.delete(cgroup);
         }
         created
+    }
+
+    /// Makes a cgroup this container's own, as [`Engine::create`] does, for processes that somebody else makes in it.
+    ///
+    /// # Errors
+    /// A process is in it already, or the engine's directory cannot be made.
+    pub fn adopt(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        if let Some(pid) = cgroup.pids()?.first() {
+            return Err(Error::unsupported(
+                "linux.cgroupsPath",
+                format!("{:?} is in use: process {pid} is in it", cgroup.path()),
+            ));
+        }
+        self.claim(cgroup)
     }
 
     /// Lets the first process run the container's program.

@@ -9,8 +9,9 @@ use crate::id::ContainerId;
 use crate::isolation;
 use crate::lifecycle::{Console, CreateOptions, Created, Foreground, console_size};
 
+/// What a container is made with.
 #[derive(Debug, clap::Args)]
-struct Options {
+pub(super) struct Options {
     /// Directory of the bundle [default: the current one]
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
@@ -68,13 +69,9 @@ impl CreateArgs {
             .console_socket
             .as_deref()
             .map_or(Console::None, Console::Socket);
-        create(
-            context,
-            &self.options,
-            &id,
-            self.options.bundle.as_deref(),
-            console,
-        )?;
+        let bundle = self.options.bundle.as_deref();
+        let options = self.options.resolve(context, &id, bundle, console)?;
+        context.lifecycle.create(options)?;
         Ok(())
     }
 }
@@ -88,13 +85,11 @@ impl RunArgs {
         } else {
             Some(Foreground::new()?)
         };
-        let console = match (&self.options.console_socket, self.detach) {
-            (Some(socket), _) => Console::Socket(socket),
-            (None, true) => Console::None,
-            (None, false) => Console::Ours,
-        };
-        let created = create(context, &self.options, &id, bundle.as_deref(), console)?;
-        let Created { pid, terminal } = created;
+        let console = self.options.console(self.detach);
+        let options = self
+            .options
+            .resolve(context, &id, bundle.as_deref(), console)?;
+        let created = context.lifecycle.create(options)?;
         let lifecycle = &context.lifecycle;
         if let Err(error) = lifecycle.start(&id) {
             // The reason is what counts; a failure to clean up is in the log.
@@ -103,51 +98,78 @@ impl RunArgs {
             }
             return Err(error.into());
         }
-        let Some(foreground) = foreground else {
-            return Ok(0);
-        };
-        let exit = foreground.wait(pid, terminal, |signal| {
-            // The workload may be ending, which the loop will see.
-            let _ = lifecycle.kill(&id, signal, false);
-        });
-        if !self.keep {
-            lifecycle.delete(&id, true)?;
-        }
-        Ok(exit?.code())
+        stand_in(context, &id, created, foreground, self.keep)
     }
 }
 
-fn create(
+/// Stands in for a container that runs, unless it is in the background, and returns the exit code.
+pub(super) fn stand_in(
     context: &Context<'_>,
-    options: &Options,
     id: &ContainerId,
-    bundle: Option<&Path>,
-    console: Console<'_>,
-) -> Result<Created, CliError> {
-    let mut bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
-    if let (Console::Ours, Some(size)) = (console, console_size()) {
-        bundle = bundle.with_console_size(size);
-    }
-    let model = isolation::select(
-        context.global.isolation,
-        &bundle,
-        context.config(),
-        context.binary,
-    )?;
-    model.seal()?;
-    let options = CreateOptions {
-        id,
-        bundle,
-        model,
-        console,
-        pid_file: options.pid_file.as_deref(),
-        preserve_fds: options.preserve_fds,
-        no_pivot: options.no_pivot,
-        no_new_keyring: options.no_new_keyring,
-        systemd_cgroup: context.global.systemd_cgroup,
-        rootless: is_rootless(context.global.rootless.as_deref())?,
+    Created { pid, terminal }: Created,
+    foreground: Option<Foreground>,
+    keep: bool,
+) -> Result<u8, CliError> {
+    let Some(foreground) = foreground else {
+        return Ok(0);
     };
-    Ok(context.lifecycle.create(options)?)
+    let exit = foreground.wait(pid, terminal, |signal| {
+        // The workload may be ending, which the loop will see.
+        let _ = context.lifecycle.kill(id, signal, false);
+    });
+    if !keep {
+        context.lifecycle.delete(id, true)?;
+    }
+    Ok(exit?.code())
+}
+
+impl Options {
+    /// The bundle's directory, if it was given.
+    pub(super) fn bundle(&self) -> Option<&Path> {
+        self.bundle.as_deref()
+    }
+
+    /// Where the terminal of a container that is not only created goes.
+    pub(super) fn console(&self, detach: bool) -> Console<'_> {
+        match (&self.console_socket, detach) {
+            (Some(socket), _) => Console::Socket(socket),
+            (None, true) => Console::None,
+            (None, false) => Console::Ours,
+        }
+    }
+
+    /// Loads the bundle and chooses its model.
+    pub(super) fn resolve<'a>(
+        &'a self,
+        context: &Context<'_>,
+        id: &'a ContainerId,
+        bundle: Option<&Path>,
+        console: Console<'a>,
+    ) -> Result<CreateOptions<'a>, CliError> {
+        let mut bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
+        if let (Console::Ours, Some(size)) = (console, console_size()) {
+            bundle = bundle.with_console_size(size);
+        }
+        let model = isolation::select(
+            context.global.isolation,
+            &bundle,
+            context.config(),
+            context.binary,
+        )?;
+        model.seal()?;
+        Ok(CreateOptions {
+            id,
+            bundle,
+            model,
+            console,
+            pid_file: self.pid_file.as_deref(),
+            preserve_fds: self.preserve_fds,
+            no_pivot: self.no_pivot,
+            no_new_keyring: self.no_new_keyring,
+            systemd_cgroup: context.global.systemd_cgroup,
+            rootless: is_rootless(context.global.rootless.as_deref())?,
+        })
+    }
 }
 
 /// `--rootless`: by itself, what is true of the caller.

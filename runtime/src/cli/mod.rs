@@ -3,6 +3,7 @@
 //! Whoever calls us is as trusted as the user id it runs under. This folder parses, asks the lifecycle and prints; it
 //! decides nothing about containers.
 
+mod checkpoint;
 mod control;
 mod create;
 mod events;
@@ -99,6 +100,8 @@ enum Command {
     Resume(control::ResumeArgs),
     Update(update::UpdateArgs),
     Events(events::EventsArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
+    Restore(checkpoint::RestoreArgs),
     Spec(spec::SpecArgs),
     /// Print what this runtime supports, as JSON
     Features,
@@ -283,6 +286,8 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         Command::Resume(arguments) => arguments.run(&context)?,
         Command::Update(arguments) => arguments.run(&context)?,
         Command::Events(arguments) => arguments.run(&context)?,
+        Command::Checkpoint(arguments) => arguments.run(&context)?,
+        Command::Restore(arguments) => return arguments.run(&context),
         Command::Spec(arguments) => arguments.run()?,
         Command::Features => features::print()?,
         Command::Guest(arguments) => {
@@ -364,6 +369,10 @@ mod tests {
             "rt update c1 --memory -1 --cpu-quota -1 --pids-limit -1",
             "rt update --resources - c1",
             "rt events c1 --interval 1s --stats",
+            "rt checkpoint c1 --image-path /i --work-path /w --leave-running --tcp-established --ext-unix-sk",
+            "rt checkpoint --pre-dump --parent-path ../p --file-locks --shell-job --auto-dedup c1",
+            "rt checkpoint --manage-cgroups-mode ignore --empty-ns network --link-remap c1",
+            "rt restore --image-path /i --bundle /b --detach --pid-file /p --no-pivot --no-subreaper c1",
         ] {
             parse(line);
         }

@@ -11,10 +11,12 @@ use engine::cgroup::Cgroup;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 
+use super::criu::{self, CriuError};
 use super::{
-    CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, OomWatch, Stats, Target,
+    CreateContext, ExecRequest, Images, Isolation, IsolationError, Made, Model, OomWatch, Stats,
+    Target,
 };
 use crate::bundle;
 use crate::process::PidFd;
@@ -53,6 +55,12 @@ fn stdio(console_socket: Option<&std::path::Path>) -> Stdio {
     console_socket.map_or(Stdio::Inherit, |socket| {
         Stdio::Console(PathBuf::from(socket))
     })
+}
+
+/// The root directory; the saved configuration has it absolute.
+fn root_of(spec: &Spec) -> PathBuf {
+    let root = spec.root().as_ref();
+    root.map(|root| root.path().clone()).unwrap_or_default()
 }
 
 /// Sends a signal to a process; that it is gone is an error of its own.
@@ -233,6 +241,46 @@ impl Isolation for ContainerModel {
             .map_err(IsolationError::failed)?;
         let known = watch.kills().map_err(IsolationError::failed)?;
         Ok(Box::new(CgroupWatch { watch, known }))
+    }
+
+    fn checkpoint(&self, container: &Target<'_>, images: &Images) -> Result<(), IsolationError> {
+        let pid = container.pid.ok_or(IsolationError::NotRunning)?;
+        let (spec, _) = bundle::load_config(&container.dir.join(SAVED_CONFIG))
+            .map_err(IsolationError::failed)?;
+        criu::dump(pid, &spec, &root_of(&spec), images).map_err(IsolationError::failed)
+    }
+
+    fn restore(&self, context: &CreateContext<'_>, images: &Images) -> Result<i32, IsolationError> {
+        if context.preserve_fds > 0 {
+            return Err(IsolationError::Unsupported {
+                model: Model::Container,
+                operation: "preserve descriptors at a restore",
+                reason: "the processes have theirs from the checkpoint",
+            });
+        }
+        let spec = context.bundle.spec();
+        let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+        Engine::new(context.dir.join(ENGINE_DIR))
+            .adopt(&cgroup)
+            .map_err(IsolationError::failed)?;
+        cgroup.create().map_err(IsolationError::failed)?;
+        if let Some(resources) = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref())
+        {
+            cgroup.apply(resources).map_err(IsolationError::failed)?;
+        }
+        let pid_file = context.dir.join("restore.pid");
+        let pid = criu::restore(spec, context.bundle.rootfs(), &cgroup, &pid_file, images)
+            .map_err(IsolationError::failed)?;
+        let pids = cgroup.pids().map_err(IsolationError::failed)?;
+        if !pids.contains(&Pid::from_raw(pid)) {
+            // In no cgroup of ours, so nobody else would end it.
+            signal_process(pid, Signal::KILL)?;
+            return Err(IsolationError::failed(CriuError::OtherCgroup));
+        }
+        Ok(pid)
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {

@@ -5,12 +5,13 @@
 //! finds again by the container's id, its directory and its cgroup, also after a crash.
 
 mod container;
+mod criu;
 pub mod microvm;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use engine::{Hold, ProcessInfo, cgroup};
@@ -231,6 +232,76 @@ pub struct Made {
     pub hold: Hold,
 }
 
+/// What criu does with the cgroups that the images name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ManageCgroups {
+    /// Make those that are missing, with their limits.
+    #[default]
+    Soft,
+    /// As soft, and set the limits of those that exist.
+    Full,
+    /// Refuse if one exists.
+    Strict,
+    /// Leave the processes where criu is: in the container's cgroup, but without a cgroup namespace.
+    Ignore,
+}
+
+impl FromStr for ManageCgroups {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "soft" => Ok(Self::Soft),
+            "full" => Ok(Self::Full),
+            "strict" => Ok(Self::Strict),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err(format!("{name:?} is none of soft, full, strict and ignore")),
+        }
+    }
+}
+
+impl fmt::Display for ManageCgroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Soft => "soft",
+            Self::Full => "full",
+            Self::Strict => "strict",
+            Self::Ignore => "ignore",
+        })
+    }
+}
+
+/// The images of a checkpoint, and how they are made or used.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// Their directory, absolute.
+    pub image_path: PathBuf,
+    /// For logs and working files, absolute; `None` for the images' own.
+    pub work_path: Option<PathBuf>,
+    /// The images that these build on, relative to them.
+    pub parent_path: Option<PathBuf>,
+    /// Let the processes go on.
+    pub leave_running: bool,
+    /// Write the memory alone, and let the processes go on.
+    pub pre_dump: bool,
+    /// Allow open files without a name.
+    pub link_remap: bool,
+    /// Allow open TCP connections.
+    pub tcp_established: bool,
+    /// Allow Unix sockets that lead out of the container.
+    pub ext_unix_sk: bool,
+    /// Allow a session that began outside of the container.
+    pub shell_job: bool,
+    /// Allow file locks.
+    pub file_locks: bool,
+    /// What becomes of cgroups.
+    pub manage_cgroups: ManageCgroups,
+    /// Leave the network namespace empty: somebody else fills it.
+    pub empty_network: bool,
+    /// Give memory of the images back as soon as it is used or superseded.
+    pub auto_dedup: bool,
+}
+
 /// What a container has used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stats {
@@ -343,6 +414,18 @@ pub trait Isolation: Sync {
     /// # Errors
     /// There are no such events.
     fn watch_oom(&self, container: &Target<'_>) -> Result<Box<dyn OomWatch>, IsolationError>;
+
+    /// Writes the processes to images. They end then, unless the images are made with `leave_running` or `pre_dump`.
+    ///
+    /// # Errors
+    /// They could not be written; the container goes on.
+    fn checkpoint(&self, container: &Target<'_>, images: &Images) -> Result<(), IsolationError>;
+
+    /// Makes the container with the processes of the images, which run. Returns as [`Isolation::create`] does.
+    ///
+    /// # Errors
+    /// As [`Isolation::create`].
+    fn restore(&self, context: &CreateContext<'_>, images: &Images) -> Result<i32, IsolationError>;
 
     /// The container's processes. Their pids are the host's for the container model, the guest's for a microVM.
     ///

@@ -14,7 +14,7 @@ use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
 use crate::bundle::Bundle;
 use crate::clock;
 use crate::id::ContainerId;
-use crate::isolation::{CreateContext, Made, Model};
+use crate::isolation::{CreateContext, Images, Made, Model};
 use crate::state::{LockedContainer, Phase, RECORD_VERSION, Record, SAVED_CONFIG, Status};
 
 /// The socket in the container's directory on which we get a terminal that is ours to relay.
@@ -61,6 +61,15 @@ impl Lifecycle {
     /// Why it could not be made. Nothing is left of it then; should even that fail, its record is left and
     /// `delete --force` removes the rest.
     pub fn create(&self, options: CreateOptions<'_>) -> Result<Created, Error> {
+        self.make_from(options, None)
+    }
+
+    /// Makes a container by its bundle, or by it and images, whose processes run already.
+    pub(super) fn make_from(
+        &self,
+        options: CreateOptions<'_>,
+        images: Option<&Images>,
+    ) -> Result<Created, Error> {
         let spec = options.bundle.spec();
         let wants_terminal = spec
             .process()
@@ -94,7 +103,7 @@ impl Lifecycle {
                 .unwrap_or_default(),
         };
         let mut container = self.store.create(record)?;
-        match self.make(&mut container, options, scope) {
+        match self.make(&mut container, options, scope, images) {
             Ok(created) => Ok(created),
             Err(error) => {
                 self.undo(container);
@@ -108,6 +117,7 @@ impl Lifecycle {
         container: &mut LockedContainer,
         options: CreateOptions<'_>,
         scope: Option<Scope>,
+        images: Option<&Images>,
     ) -> Result<Created, Error> {
         let bundle = options
             .bundle
@@ -130,7 +140,7 @@ impl Lifecycle {
             }
             None => None,
         };
-        let Made { pid, hold } = isolation.create(&CreateContext {
+        let context = CreateContext {
             id: options.id,
             bundle: &bundle,
             dir: container.dir(),
@@ -145,12 +155,19 @@ impl Lifecycle {
             no_pivot: options.no_pivot,
             no_new_keyring: options.no_new_keyring,
             config: &self.config,
-        })?;
+        };
+        let (pid, hold) = match images {
+            None => {
+                let Made { pid, hold } = isolation.create(&context)?;
+                (pid, Some(hold))
+            }
+            Some(images) => (isolation.restore(&context, images)?, None),
+        };
         fault::point("create.model-done");
         drop(keeper);
         let process = identify(pid)?;
         container.update(|record| record.process = Some(process))?;
-        if !isolation.runs_create_hooks() {
+        if images.is_none() && !isolation.runs_create_hooks() {
             let hooks = bundle.spec().hooks().as_ref();
             let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
             run_hooks(
@@ -178,12 +195,15 @@ impl Lifecycle {
         if let Some(path) = options.pid_file {
             write_pid_file(path, pid)?;
         }
-        container.update(|record| record.phase = Phase::Created)?;
-        hold.release().map_err(|source| Error::Process {
-            operation: "let go of",
-            pid,
-            source,
-        })?;
+        let phase = images.map_or(Phase::Created, |_| Phase::Running);
+        container.update(|record| record.phase = phase)?;
+        if let Some(hold) = hold {
+            hold.release().map_err(|source| Error::Process {
+                operation: "let go of",
+                pid,
+                source,
+            })?;
+        }
         fault::point("create.released");
         Ok(Created { pid, terminal })
     }

@@ -3,6 +3,7 @@
 //! The one place that decides what may happen when, in which order hooks run, and what is written down before and
 //! after. The two isolation models do the work; the command line and the shim ask for it.
 
+mod checkpoint;
 mod create;
 mod error;
 mod events;

@@ -41,7 +41,8 @@ use vmm::seccomp::Policy;
 use self::agent::{Agent, AgentError};
 use self::vmm_process::Orders;
 use super::{
-    CreateContext, ExecRequest, Isolation, IsolationError, Made, Model, OomWatch, Stats, Target,
+    CreateContext, ExecRequest, Images, Isolation, IsolationError, Made, Model, OomWatch, Stats,
+    Target,
 };
 use crate::bundle::{Bundle, VmSection};
 use crate::guest::Store;
@@ -337,6 +338,20 @@ impl Isolation for MicrovmModel {
         let known = guest_stats(container)?.memory.oom_kills;
         let watch = oom::GuestWatch::new(&container.dir.join(VM_DIR), container.id, known);
         Ok(Box::new(watch.map_err(agent_error)?))
+    }
+
+    fn checkpoint(&self, _: &Target<'_>, _: &Images) -> Result<(), IsolationError> {
+        Err(unsupported(
+            "checkpoint",
+            "a machine with its memory cannot be written down yet",
+        ))
+    }
+
+    fn restore(&self, _: &CreateContext<'_>, _: &Images) -> Result<i32, IsolationError> {
+        Err(unsupported(
+            "restore",
+            "a machine with its memory cannot be written down yet",
+        ))
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
