@@ -116,12 +116,13 @@ fn exec_takes_a_process_file(fixture: &Fixture) -> Claim {
     let file = fixture.dir().join("process.json");
     let process = json!({
         "terminal": false, "cwd": "/tmp", "user": {"uid": 1000, "gid": 1000},
-        "env": ["PATH=/bin", "ONLY=this"], "args": ["sh", "-c", "echo $ONLY $FROM; pwd; id -u; grep ^CapEff /proc/self/status"],
+        "env": ["PATH=/bin", "ONLY=this"], "args": ["sh", "-c", "echo $ONLY $FROM; pwd; id -u; grep ^CapEff /proc/self/status; cat /proc/self/oom_score_adj"],
+        "oomScoreAdj": 321,
     });
     fs::write(&file, process.to_string())?;
     let mut command = fixture.rt(&["exec", "--process"]);
     let output = command.arg(&file).arg(&id).output()?;
-    let expected = "this\n/tmp\n1000\nCapEff:\t0000000000000000\n";
+    let expected = "this\n/tmp\n1000\nCapEff:\t0000000000000000\n321\n";
     ensure_eq!(
         String::from_utf8_lossy(&output.stdout),
         expected,

@@ -232,7 +232,7 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     fault::point("exec.child-in-cgroup");
     set_affinity(affinity.and_then(|one| one.cpu_affinity_final().as_deref()))?;
     // With the rights of the host, before they are given up for those of the container.
-    limits::set_oom_score(Pid::this(), process)?;
+    limits::set_own_oom_score(process)?;
     limits::set_rlimits(process)?;
     hide_from_tracing()?;
     nix::unistd::setsid().context(|| "cannot make a session".to_owned())?;

@@ -65,12 +65,21 @@ fn set(pid: Pid, limit: &PosixRlimit) -> Result<(), Error> {
     })
 }
 
-/// Sets `process.oomScoreAdj` on a process.
+/// Sets `process.oomScoreAdj` on a process that is ours to see.
 pub(crate) fn set_oom_score(pid: Pid, process: &Process) -> Result<(), Error> {
+    set_oom_score_of(&pid.to_string(), process)
+}
+
+/// Sets `process.oomScoreAdj` on this process, whose own pid may be one of another pid namespace than `/proc` shows.
+pub(crate) fn set_own_oom_score(process: &Process) -> Result<(), Error> {
+    set_oom_score_of("self", process)
+}
+
+fn set_oom_score_of(name: &str, process: &Process) -> Result<(), Error> {
     let Some(score) = process.oom_score_adj() else {
         return Ok(());
     };
-    let path = format!("/proc/{pid}/oom_score_adj");
+    let path = format!("/proc/{name}/oom_score_adj");
     let current = fs::read_to_string(&path).unwrap_or_default();
     if current.trim().parse() == Ok(score) {
         return Ok(());
