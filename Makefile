@@ -7,7 +7,7 @@
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
 #   make guest              build the guest kernel and install it under /var/lib/rt/guests
 #   make lab CMD='…'        a command in a virtual machine that has KVM, whatever this one has
-#   make setup              install the Debian packages that are missing
+#   make setup              install the Debian packages that are missing (`make test` adds podman and docker)
 
 here := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 PREFIX ?= /usr/local
@@ -21,6 +21,7 @@ run: build guest bundles
 	@$(here)/integration/run-samples $(release)/rt
 
 test: setup guest
+	@$(here)/integration/setup clients
 	@cd $(here) && integration/run-tests
 
 test-load: build

@@ -25,6 +25,7 @@ const APPLETS: &[&str] = &[
     "grep",
     "head",
     "hostname",
+    "httpd",
     "id",
     "ip",
     "kill",
@@ -66,6 +67,27 @@ const APPLETS: &[&str] = &[
     "yes",
 ];
 
+/// Makes a root file system of busybox, its applets and two users in the new directory `rootfs`.
+///
+/// # Errors
+/// Whatever the file system says; most likely that busybox-static is missing.
+pub fn make_rootfs(rootfs: &Path) -> io::Result<()> {
+    for folder in [
+        "bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var",
+    ] {
+        fs::create_dir_all(rootfs.join(folder))?;
+    }
+    fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
+    for applet in APPLETS {
+        symlink("busybox", rootfs.join("bin").join(applet))?;
+    }
+    fs::write(
+        rootfs.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
+    )?;
+    fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\n")
+}
+
 /// A bundle directory and its configuration, which is written out by [`Bundle::save`].
 pub struct Bundle {
     dir: PathBuf,
@@ -81,21 +103,7 @@ impl Bundle {
     /// # Errors
     /// Whatever the file system says; most likely that busybox-static is missing.
     pub fn create(dir: &Path, spec: Value) -> io::Result<Self> {
-        let rootfs = dir.join("rootfs");
-        for folder in [
-            "bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var",
-        ] {
-            fs::create_dir_all(rootfs.join(folder))?;
-        }
-        fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
-        for applet in APPLETS {
-            symlink("busybox", rootfs.join("bin").join(applet))?;
-        }
-        fs::write(
-            rootfs.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
-        )?;
-        fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\n")?;
+        make_rootfs(&dir.join("rootfs"))?;
         let mut bundle = Self {
             dir: dir.to_owned(),
             spec,

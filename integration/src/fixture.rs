@@ -332,7 +332,11 @@ pub fn wait_with_limit(child: &mut Child, limit: Duration) -> io::Result<ExitSta
     ))
 }
 
-fn finish(command: &mut Command, input: Option<Vec<u8>>) -> io::Result<Outcome> {
+/// Runs a command to its end, with bytes on its stdin if there are any; kills it when it takes too long.
+///
+/// # Errors
+/// When it cannot be started or takes too long.
+pub fn finish(command: &mut Command, input: Option<Vec<u8>>) -> io::Result<Outcome> {
     if input.is_some() {
         command.stdin(Stdio::piped());
     }

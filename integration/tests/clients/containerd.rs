@@ -1,0 +1,262 @@
+//! Containerd: a daemon with roots and a socket of its own, its shim for runc with
+//! our binary in runc's place, driven by `ctr`.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use integration::{
+    Claim, Outcome, Output, Pseudoterminal, World, ensure, ensure_eq, finish, wait_with_limit,
+};
+
+use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+const SOCKET: &str = "/run/containerd.sock";
+
+pub const CLAIMS: &[Entry<Containerd>] = &[
+    Entry::essential(
+        "runs_with_stdio_and_exit_code",
+        runs_with_stdio_and_exit_code,
+    ),
+    Entry::essential("task_lives_through_its_life", task_lives_through_its_life),
+    Entry::essential("terminal_is_the_callers", terminal_is_the_callers),
+    Entry::further(
+        "mounts_are_read_only_or_not",
+        BOTH,
+        mounts_are_read_only_or_not,
+    ),
+    Entry::further("memory_is_limited", BOTH, memory_is_limited),
+    Entry::further(
+        "program_that_is_not_there_is_named",
+        BOTH,
+        program_that_is_not_there_is_named,
+    ),
+    Entry::further("processes_are_listed", CONTAINER, processes_are_listed),
+];
+
+/// The daemon, and how its client is called.
+pub struct Containerd {
+    start: Start,
+    _daemon: Output,
+}
+
+/// Starts the daemon and imports the image.
+pub fn start(start: Start) -> Result<Containerd, Reason> {
+    let config = start.world.dir().join("containerd.toml");
+    fs::write(
+        &config,
+        format!(
+            "version = 2\n\
+             root = \"/run/containerd-root\"\n\
+             state = \"/run/containerd-state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\n\
+             address = \"{SOCKET}\"\n"
+        ),
+    )?;
+    let daemon = Output::of(
+        start
+            .world
+            .command("containerd")
+            .arg("--config")
+            .arg(&config),
+    )?;
+    daemon.wait_for("successfully booted", LIMIT)?;
+    let image = start.image.clone();
+    let containerd = Containerd {
+        start,
+        _daemon: daemon,
+    };
+    containerd.told(&["images", "import", &image.to_string_lossy()])?;
+    Ok(containerd)
+}
+
+impl Containerd {
+    fn world(&self) -> &World {
+        &self.start.world
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.world().command("ctr");
+        // The namespace is also the cgroup that its containers are in.
+        command
+            .args(["--address", SOCKET, "--namespace", self.world().cgroup()])
+            .args(args);
+        command
+    }
+
+    fn told(&self, args: &[&str]) -> Result<String, Reason> {
+        let outcome = finish(&mut self.command(args), None)?.success();
+        let outcome = outcome.map_err(|reason| format!("{args:?}: {reason}"))?;
+        Ok(outcome.stdout.trim().to_owned())
+    }
+
+    fn run_command(&self, id: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut run = self.command(&["run", "--runc-binary"]);
+        run.arg(&self.start.runtime)
+            .args(options)
+            .args([IMAGE, id])
+            .args(command);
+        run
+    }
+
+    fn run(&self, id: &str, options: &[&str], command: &[&str]) -> Result<Outcome, Reason> {
+        let all = [&["--rm"], options].concat();
+        Ok(finish(&mut self.run_command(id, &all, command), None)?)
+    }
+
+    fn status(&self, id: &str) -> Result<String, Reason> {
+        let table = self.told(&["tasks", "list"])?;
+        let row = table
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(id));
+        let status = row.and_then(|row| row.split_whitespace().nth(2));
+        Ok(status.unwrap_or("none").to_owned())
+    }
+
+    /// Looks for what a container that was removed left behind.
+    fn nothing_left_of(&self, id: &str) -> Claim {
+        let cgroups = self.world().cgroups();
+        let left: Vec<_> = cgroups
+            .iter()
+            .filter(|cgroup| cgroup.ends_with(id))
+            .collect();
+        ensure!(left.is_empty(), "cgroups are left: {left:?}");
+        let state = format!("/run/containerd/runc/{}/{id}", self.world().cgroup());
+        ensure!(!fs::exists(self.world().path(&state))?, "{state} is left");
+        let mounts = fs::read_to_string(self.world().path("/proc/1/mountinfo"))?;
+        let bundle = format!("/{id}/rootfs");
+        ensure!(!mounts.contains(&bundle), "mounts are left: {mounts}");
+        Ok(())
+    }
+}
+
+fn runs_with_stdio_and_exit_code(containerd: &Containerd) -> Claim {
+    // The end of its stdin may reach ctr before there is a task to tell: the workload reads a line, not to the end.
+    let script = "read line; echo \"out $line\"; echo err >&2; exit 7";
+    let mut run = containerd.run_command("stdio", &["--rm"], &["sh", "-c", script]);
+    let outcome = finish(&mut run, Some(b"in\n".to_vec()))?;
+    ensure_eq!(
+        outcome.stdout,
+        "out in\n",
+        "stdout; stderr was {:?}",
+        outcome.stderr
+    );
+    ensure_eq!(outcome.stderr, "err\n", "stderr");
+    ensure_eq!(outcome.code(), 7, "exit code");
+    containerd.nothing_left_of("stdio")
+}
+
+fn task_lives_through_its_life(containerd: &Containerd) -> Claim {
+    let id = "life";
+    let script = "trap 'exit 5' TERM; echo up > /tmp/up; while :; do sleep 0.1; done";
+    let mut run = containerd.run_command(id, &["--detach"], &["sh", "-c", script]);
+    finish(&mut run, None)?.success()?;
+    ensure_eq!(containerd.status(id)?, "RUNNING", "status");
+
+    let script = "while [ ! -s /tmp/up ]; do sleep 0.1; done; cat /tmp/up; echo err >&2; exit 3";
+    let exec = ["tasks", "exec", "--exec-id", "one", id, "sh", "-c", script];
+    let outcome = finish(&mut containerd.command(&exec), None)?;
+    ensure_eq!(
+        outcome.stdout,
+        "up\n",
+        "stdout of exec; stderr was {:?}",
+        outcome.stderr
+    );
+    ensure_eq!(outcome.stderr, "err\n", "stderr of exec");
+    ensure_eq!(outcome.code(), 3, "exit code of exec");
+
+    containerd.told(&["tasks", "pause", id])?;
+    ensure_eq!(containerd.status(id)?, "PAUSED", "status after pause");
+    containerd.told(&["tasks", "resume", id])?;
+    ensure_eq!(containerd.status(id)?, "RUNNING", "status after resume");
+    let metrics = containerd.told(&["tasks", "metrics", id])?;
+    ensure!(metrics.contains("pids.current"), "metrics: {metrics}");
+
+    let mut wait = containerd.command(&["tasks", "attach", id]).spawn()?;
+    containerd.told(&["tasks", "kill", "--signal", "TERM", id])?;
+    ensure_eq!(
+        wait_with_limit(&mut wait, LIMIT)?.code(),
+        Some(5),
+        "exit code"
+    );
+    containerd.told(&["containers", "delete", id])?;
+    containerd.nothing_left_of(id)
+}
+
+fn terminal_is_the_callers(containerd: &Containerd) -> Claim {
+    let (mut screen, terminal) = Pseudoterminal::open(33, 101)?;
+    // The size may be told when the workload runs already.
+    let script = "until stty size 2>/dev/null | grep '33 101'; do sleep 0.1; done; \
+        read line; echo \"got $line\"; exit 4";
+    let mut child = containerd
+        .run_command("terminal", &["--rm", "--tty"], &["sh", "-c", script])
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(terminal)
+        .spawn()?;
+    screen.type_text("typed\r")?;
+    let shown = screen.read_until("got typed", LIMIT);
+    ensure!(shown.contains("33 101"), "size: {shown:?}");
+    ensure!(shown.contains("got typed"), "echo: {shown:?}");
+    ensure_eq!(
+        wait_with_limit(&mut child, LIMIT)?.code(),
+        Some(4),
+        "exit code"
+    );
+    Ok(())
+}
+
+fn mounts_are_read_only_or_not(containerd: &Containerd) -> Claim {
+    let volume = containerd.world().dir().join("mounted");
+    fs::create_dir(&volume)?;
+    fs::write(volume.join("given"), "given\n")?;
+    let mount = |destination: &str, access: &str| {
+        let source = volume.display();
+        format!("--mount=type=bind,src={source},dst={destination},options=rbind:{access}")
+    };
+    let script = "cat /ro/given; echo made > /rw/made; touch /ro/no 2>/dev/null || echo refused";
+    let options = [mount("/ro", "ro"), mount("/rw", "rw")];
+    let options: Vec<_> = options.iter().map(String::as_str).collect();
+    let outcome = containerd.run("mounts", &options, &["sh", "-c", script])?;
+    ensure_eq!(outcome.success()?.stdout, "given\nrefused\n", "output");
+    ensure_eq!(fs::read_to_string(volume.join("made"))?, "made\n", "file");
+    Ok(())
+}
+
+fn memory_is_limited(containerd: &Containerd) -> Claim {
+    let options = ["--memory-limit=33554432"];
+    let outcome = containerd.run("memory", &options, &["tail", "/dev/zero"])?;
+    ensure_eq!(outcome.code(), 137, "exit code; {:?}", outcome.stderr);
+    containerd.nothing_left_of("memory")
+}
+
+fn program_that_is_not_there_is_named(containerd: &Containerd) -> Claim {
+    let outcome = containerd.run("missing", &[], &["nothing-like-it"])?;
+    ensure!(
+        outcome
+            .stderr
+            .contains("exec: \"nothing-like-it\": executable file not found in $PATH"),
+        "stderr: {}",
+        outcome.stderr
+    );
+    containerd.nothing_left_of("missing")
+}
+
+fn processes_are_listed(containerd: &Containerd) -> Claim {
+    let mut run = containerd.run_command("listed", &["--detach"], &["sleep", "98765"]);
+    finish(&mut run, None)?.success()?;
+    let listed = containerd.told(&["tasks", "ps", "listed"])?;
+    let pid = listed
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().next());
+    let pid = pid.unwrap_or_default();
+    let cgroups = fs::read_to_string(containerd.world().path(&format!("/proc/{pid}/cgroup")))?;
+    ensure!(cgroups.contains("/listed"), "{listed} is in {cgroups}");
+    containerd.told(&["tasks", "delete", "--force", "listed"])?;
+    containerd.told(&["containers", "delete", "listed"])?;
+    containerd.nothing_left_of("listed")
+}

@@ -1,0 +1,161 @@
+//! Real clients of `rt`: podman, docker and containerd, each started from its
+//! package, with state of its own, in a world of its own.
+//!
+//! A claim is written once for all the clients that share a command line, and
+//! runs over every isolation model that this machine can run. The lab is some
+//! twenty times slower than a host: only the essential claims run there.
+//! `RT` and `RT_MODELS` mean what they mean to the behaviour tests.
+
+mod containerd;
+mod docker;
+mod engine;
+mod podman;
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+
+use integration::{Claim, Model, World, binary_under_test, reason_not_to_run, write_image};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The image that every client has.
+const IMAGE: &str = "localhost/rt-test:latest";
+
+/// A claim about the client `C`.
+struct Entry<C> {
+    name: &'static str,
+    claim: fn(&C) -> Claim,
+    /// Whether it runs in the lab too.
+    essential: bool,
+    /// The models that it holds for; a difference is in docs/parity.md.
+    models: &'static [Model],
+}
+
+impl<C> Entry<C> {
+    /// A claim that runs in the lab too.
+    const fn essential(name: &'static str, claim: fn(&C) -> Claim) -> Self {
+        Self {
+            name,
+            claim,
+            essential: true,
+            models: BOTH,
+        }
+    }
+
+    /// A claim that runs on a host that is fast.
+    const fn further(name: &'static str, models: &'static [Model], claim: fn(&C) -> Claim) -> Self {
+        Self {
+            name,
+            claim,
+            essential: false,
+            models,
+        }
+    }
+}
+
+const BOTH: &[Model] = &[Model::Container, Model::Microvm];
+const CONTAINER: &[Model] = &[Model::Container];
+
+/// Why something did not work.
+type Reason = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a client is started with.
+struct Start {
+    world: World,
+    /// The binary to name to the client: its name selects the model.
+    runtime: PathBuf,
+    /// The archive of [`IMAGE`].
+    image: PathBuf,
+}
+
+impl Start {
+    fn new(client: &str, model: Model, rt: &Path) -> Result<Self, Reason> {
+        let world = World::new(&format!("{client}-{}", model.name()))?;
+        let name = match model {
+            Model::Container => "rt",
+            Model::Microvm => "rt-microvm",
+        };
+        let runtime = world.dir().join(name);
+        symlink(rt, &runtime)?;
+        let image = world.dir().join("image.tar");
+        write_image(&image, IMAGE, world.dir())?;
+        Ok(Self {
+            world,
+            runtime,
+            image,
+        })
+    }
+}
+
+type Starter<C> = fn(Start) -> Result<C, Reason>;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    let rt = match binary_under_test() {
+        Ok(rt) => rt,
+        Err(reason) => {
+            eprintln!("{reason}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut trials = Vec::new();
+    for model in [Model::Container, Model::Microvm] {
+        let reason = reason_not_to_run(&rt, model);
+        if let Some(reason) = reason.as_ref().filter(|_| !arguments.list) {
+            println!("skipped: every {} claim: {reason}", model.name());
+        }
+        let here = Here {
+            model,
+            rt: &rt,
+            ignored: reason.is_some(),
+        };
+        trials.extend(here.trials("podman", podman::start, &[engine::CLAIMS, podman::CLAIMS]));
+        trials.extend(here.trials("docker", docker::start, &[engine::CLAIMS, docker::CLAIMS]));
+        trials.extend(here.trials("containerd", containerd::start, &[containerd::CLAIMS]));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Where trials run.
+struct Here<'a> {
+    model: Model,
+    rt: &'a Path,
+    ignored: bool,
+}
+
+impl Here<'_> {
+    /// The trials of one client, which the first of them starts and the last one ends.
+    fn trials<C: Send + Sync + 'static>(
+        &self,
+        client: &'static str,
+        start: Starter<C>,
+        claims: &[&[Entry<C>]],
+    ) -> Vec<Trial> {
+        let in_lab = env::var_os("RT_LAB").as_deref() == Some(OsStr::new("1"));
+        let (model, rt) = (self.model, self.rt.to_owned());
+        let started = Arc::new(LazyLock::new(move || {
+            Start::new(client, model, &rt)
+                .and_then(start)
+                .map_err(|error| format!("cannot start {client}: {error}"))
+        }));
+        let held = claims
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|entry| entry.models.contains(&model) && (entry.essential || !in_lab));
+        held.map(|entry| {
+            let (claim, started) = (entry.claim, Arc::clone(&started));
+            let name = format!("{client}::{}::{}", model.name(), entry.name);
+            Trial::test(name, move || {
+                let client = (*started).as_ref().map_err(Failed::from)?;
+                claim(client).map_err(|reason| Failed::from(reason.to_string()))
+            })
+            .with_ignored_flag(self.ignored)
+        })
+        .collect()
+    }
+}
