@@ -13,7 +13,7 @@ use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-const SOCKET: &str = "/run/containerd.sock";
+pub const SOCKET: &str = "/run/containerd.sock";
 
 pub const CLAIMS: &[Entry<Containerd>] = &[
     Entry::essential(
@@ -44,7 +44,19 @@ pub struct Containerd {
 
 /// Starts the daemon and imports the image.
 pub fn start(start: Start) -> Result<Containerd, Reason> {
-    let config = start.world.dir().join("containerd.toml");
+    let daemon = daemon(&start.world)?;
+    let image = start.image.clone();
+    let containerd = Containerd {
+        start,
+        _daemon: daemon,
+    };
+    containerd.told(&["images", "import", &image.to_string_lossy()])?;
+    Ok(containerd)
+}
+
+/// Starts a daemon in the world that listens on [`SOCKET`].
+pub fn daemon(world: &World) -> Result<Output, Reason> {
+    let config = world.dir().join("containerd.toml");
     fs::write(
         &config,
         format!(
@@ -56,21 +68,9 @@ pub fn start(start: Start) -> Result<Containerd, Reason> {
              address = \"{SOCKET}\"\n"
         ),
     )?;
-    let daemon = Output::of(
-        start
-            .world
-            .command("containerd")
-            .arg("--config")
-            .arg(&config),
-    )?;
+    let daemon = Output::of(world.command("containerd").arg("--config").arg(&config))?;
     daemon.wait_for("successfully booted", LIMIT)?;
-    let image = start.image.clone();
-    let containerd = Containerd {
-        start,
-        _daemon: daemon,
-    };
-    containerd.told(&["images", "import", &image.to_string_lossy()])?;
-    Ok(containerd)
+    Ok(daemon)
 }
 
 impl Containerd {

@@ -1,4 +1,4 @@
-//! Docker: a daemon with roots and a socket of its own, whose containerd calls the runtime.
+//! Docker: a daemon with roots and a socket of its own, beside a containerd that calls the runtime.
 
 use std::fs;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use integration::{Claim, Output, ensure_eq};
 
 use crate::engine::{Engine, SERVICE};
-use crate::{BOTH, CONTAINER, Entry, Reason, Start};
+use crate::{BOTH, CONTAINER, Entry, Reason, Start, containerd};
 
 pub const CLAIMS: &[Entry<Engine>] = &[
     Entry::further("update_changes_the_limits", BOTH, update_changes_the_limits),
@@ -20,12 +20,15 @@ pub fn start(start: Start) -> Result<Engine, Reason> {
     // Not the host's configuration.
     let config = start.world.dir().join("daemon.json");
     fs::write(&config, "{}")?;
+    // Docker waits for one of its own no longer than 15 seconds.
+    let containerd = containerd::daemon(&start.world)?;
     let mut daemon = start.world.command("dockerd");
     daemon
         .arg("--config-file")
         .arg(&config)
         .args(["--data-root", "/run/docker-data"])
         .args(["--exec-root", "/run/docker-exec"])
+        .args(["--containerd", containerd::SOCKET])
         .args(["--host", SOCKET, "--pidfile", "/run/docker.pid"])
         .arg("--add-runtime")
         .arg(format!("rt={}", start.runtime.display()))
@@ -34,7 +37,7 @@ pub fn start(start: Start) -> Result<Engine, Reason> {
     daemon.wait_for("API listen on", Duration::from_secs(120))?;
     let command_line = ["docker", "--host", SOCKET].map(Into::into);
     let image = start.image.clone();
-    let engine = Engine::new(start, &command_line, &[], Some(daemon));
+    let engine = Engine::new(start, &command_line, &[], vec![containerd, daemon]);
     engine.told(&["load", "--input", &image.to_string_lossy()])?;
     Ok(engine)
 }

@@ -31,10 +31,16 @@ pub const CLAIMS: &[Entry<Engine>] = &[
         "service_lives_through_its_life",
         service_lives_through_its_life,
     ),
-    Entry::essential("terminal_is_the_callers", terminal_is_the_callers),
-    Entry::essential(
+    Entry::further("terminal_is_the_callers", BOTH, terminal_is_the_callers),
+    Entry::further(
         "volumes_limits_and_user_are_applied",
+        BOTH,
         volumes_limits_and_user_are_applied,
+    ),
+    Entry::further(
+        "read_only_root_takes_a_tmpfs",
+        BOTH,
+        read_only_root_takes_a_tmpfs,
     ),
     Entry::further(
         "programs_that_cannot_run_have_their_codes",
@@ -51,8 +57,8 @@ pub struct Engine {
     start: Start,
     command_line: Vec<OsString>,
     environment: Vec<(&'static str, PathBuf)>,
-    /// The daemon, where there is one.
-    _daemon: Option<Output>,
+    /// The daemons, where there are some.
+    _daemons: Vec<Output>,
 }
 
 impl Engine {
@@ -60,13 +66,13 @@ impl Engine {
         start: Start,
         command_line: &[OsString],
         environment: &[(&'static str, PathBuf)],
-        daemon: Option<Output>,
+        daemons: Vec<Output>,
     ) -> Self {
         Self {
             start,
             command_line: command_line.to_vec(),
             environment: environment.to_vec(),
-            _daemon: daemon,
+            _daemons: daemons,
         }
     }
 
@@ -149,14 +155,9 @@ impl Engine {
         let mounts = fs::read_to_string(self.world().path("/proc/1/mountinfo"))?;
         ensure!(!mounts.contains(id), "mounts are left: {mounts}");
         let found = finish(
-            self.world().command("find").args([
-                "/run",
-                "-path",
-                &format!("*/rt/{id}*"),
-                "-o",
-                "-path",
-                &format!("*/runc/*/{id}*"),
-            ]),
+            self.world()
+                .command("find")
+                .args(["/run", "-path", &format!("*/{id}/state.json")]),
             None,
         )?;
         ensure_eq!(found.success()?.stdout, "", "state that is left");
@@ -321,6 +322,15 @@ fn volumes_limits_and_user_are_applied(engine: &Engine) -> Claim {
         "id -u; hostname",
     )?;
     ensure_eq!(shown, "1000\nnamed", "user and host name");
+    Ok(())
+}
+
+fn read_only_root_takes_a_tmpfs(engine: &Engine) -> Claim {
+    let options = ["--rm", "--read-only", "--tmpfs=/mnt:size=1m"];
+    let script = "touch /no 2>/dev/null || echo refused; echo kept > /mnt/file; cat /mnt/file; \
+        df -k /mnt | awk 'END { print $2 }'";
+    let shown = engine.run_told(&options, script)?;
+    ensure_eq!(shown, "refused\nkept\n1024", "what it could write");
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 //!
 //! A claim is written once for all the clients that share a command line, and
 //! runs over every isolation model that this machine can run. The lab is some
-//! twenty times slower than a host: only the essential claims run there.
+//! twenty times slower than a host: only the essential claims run there, and
+//! only over the model that may need it.
 //! `RT` and `RT_MODELS` mean what they mean to the behaviour tests.
 
 mod containerd;

@@ -44,7 +44,7 @@ pub fn start(start: Start) -> Result<Engine, Reason> {
         start.runtime.clone().into(),
     ];
     let image = start.image.clone();
-    let engine = Engine::new(start, &command_line, &environment, None);
+    let engine = Engine::new(start, &command_line, &environment, Vec::new());
     engine.told(&["load", "--input", &image.to_string_lossy()])?;
     Ok(engine)
 }
