@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The machine's state that containers must give back.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +74,20 @@ fn collect_cgroups(dir: &Path, found: &mut BTreeSet<String>, depth: usize) {
             collect_cgroups(&entry.path(), found, depth + 1);
         }
     }
+}
+
+/// What is in a state root: directories of containers, and of those that are being made or removed. The place that the
+/// latter pass through, `~pending`, stays, empty.
+pub fn state_directories(root: &Path) -> Vec<PathBuf> {
+    let entries = |directory: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let pending = root.join("~pending");
+    let mut found = entries(root);
+    found.retain(|path| *path != pending);
+    found.extend(entries(&pending));
+    found
 }
 
 fn processes(marker: &str) -> BTreeSet<String> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Output;
 
+use integration::snapshot::state_directories;
 use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
 use serde_json::json;
 
@@ -57,12 +58,7 @@ fn check_refusal(fixture: &Fixture, output: &Output, named: &[&str]) -> Claim {
         ensure!(stderr.contains(word), "{word:?} is not named: {stderr:?}");
     }
     ensure!(!stderr.contains("panicked"), "a panic: {stderr:?}");
-    let left: Vec<_> = fs::read_dir(fixture.state_root())
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .collect();
+    let left = state_directories(&fixture.state_root());
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }

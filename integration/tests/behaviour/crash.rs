@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::fault::{FaultRun, Pass, names_in};
-use integration::snapshot::Snapshot;
+use integration::snapshot::{Snapshot, state_directories};
 use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
 
 use crate::Entry;
@@ -213,11 +213,7 @@ impl<'a> Walk<'a> {
     }
 
     fn nothing_left(&self) -> Claim {
-        let root = self.fixture.state_root();
-        let mut files = names_in(&root)?;
-        // It stays, empty.
-        files.retain(|name| name != "~pending");
-        files.extend(names_in(&root.join("~pending"))?);
+        let files = state_directories(&self.fixture.state_root());
         ensure!(files.is_empty(), "left in the state root: {files:?}");
         let files = names_in(&self.fixture.dir().join("pid"))?;
         ensure!(

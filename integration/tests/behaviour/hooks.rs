@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use integration::snapshot::state_directories;
 use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::{Value, json};
 
@@ -153,10 +154,8 @@ fn failing_hook_before_start_fails_create(fixture: &Fixture) -> Claim {
             "{kind}: the exit code is not named: {:?}",
             outcome.stderr
         );
-        let left = fs::read_dir(fixture.state_root())
-            .map(Iterator::count)
-            .unwrap_or(0);
-        ensure_eq!(left, 0, "state directories left after a failing {kind}");
+        let left = state_directories(&fixture.state_root());
+        ensure!(left.is_empty(), "left after a failing {kind}: {left:?}");
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
 //! Nothing is left behind: not by two hundred containers (fifty microVMs under emulation), not by a failed one.
 
-use std::fs;
-
-use integration::snapshot::Snapshot;
+use integration::snapshot::{Snapshot, state_directories};
 use integration::{Claim, Fixture, Model, ensure, ensure_eq};
 use serde_json::json;
 
@@ -33,17 +31,7 @@ pub fn nothing_left(fixture: &Fixture, before: &Snapshot) -> Claim {
         .filter(|line| line.contains(mark.trim_start_matches('-')) || line.starts_with("process"))
         .collect();
     ensure!(own.is_empty(), "left behind: {own:?}");
-    let state: Vec<_> = fs::read_dir(fixture.state_root())
-        .into_iter()
-        .flatten()
-        .flatten()
-        // What is being removed is moved there; it stays, empty.
-        .filter(|e| {
-            e.file_name() != "~pending"
-                || fs::read_dir(e.path()).is_ok_and(|mut e| e.next().is_some())
-        })
-        .map(|e| e.path())
-        .collect();
+    let state = state_directories(&fixture.state_root());
     ensure!(state.is_empty(), "left in the state root: {state:?}");
     Ok(())
 }

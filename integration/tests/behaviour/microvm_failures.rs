@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use integration::snapshot::state_directories;
 use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::{Value, json};
 
@@ -44,10 +45,8 @@ fn refused(fixture: &Fixture, vm: Value, named: &[&str]) -> Claim {
 }
 
 fn nothing_is_left(fixture: &Fixture) -> Claim {
-    let left = fs::read_dir(fixture.state_root())
-        .map(Iterator::count)
-        .unwrap_or(0);
-    ensure_eq!(left, 0, "state directories left");
+    let left = state_directories(&fixture.state_root());
+    ensure!(left.is_empty(), "left in the state root: {left:?}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use integration::snapshot::state_directories;
 use integration::{Bundle, Claim, Fixture, ensure, ensure_eq, wait_with_limit};
 use serde_json::{Value, json};
 
@@ -179,8 +180,8 @@ fn an_ordinary_user_has_containers(fixture: &Fixture) -> Claim {
     session.rt("delete --force c2")?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     ensure!(stat.is_empty() || stat.contains(") Z "), "alive: {stat}");
-    let left = fs::read_dir(session.runtime_dir().join("rt"))?.count();
-    ensure_eq!(left, 0, "entries in the state root");
+    let left = state_directories(&session.runtime_dir().join("rt"));
+    ensure!(left.is_empty(), "left in the state root: {left:?}");
     Ok(())
 }
 

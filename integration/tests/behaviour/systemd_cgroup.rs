@@ -173,9 +173,9 @@ fn systemd_makes_limits_and_ends_the_cgroup(fixture: &Fixture) -> Claim {
         "60\n",
         "after systemd applied what it knows"
     );
-    let taken = run(&format!(
-        "/rt --root /run/other --systemd-cgroup run --detach --bundle /bundle inner 2>&1 < /dev/null || true"
-    ))?;
+    let taken = run(
+        "/rt --root /run/other --systemd-cgroup run --detach --bundle /bundle inner 2>&1 < /dev/null || true",
+    )?;
     ensure!(taken.contains("rt-inner.scope"), "a unit in use: {taken:?}");
     ensure_eq!(
         show("ActiveState")?,

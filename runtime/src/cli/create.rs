@@ -146,6 +146,7 @@ impl Options {
         bundle: Option<&Path>,
         console: Console<'a>,
     ) -> Result<CreateOptions<'a>, CliError> {
+        let rootless = is_rootless(context.global.rootless.as_deref())?;
         let mut bundle = Bundle::load(bundle.unwrap_or(Path::new(".")))?;
         if let (Console::Ours, Some(size)) = (console, console_size()) {
             bundle = bundle.with_console_size(size);
@@ -167,7 +168,7 @@ impl Options {
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             systemd_cgroup: context.global.systemd_cgroup,
-            rootless: is_rootless(context.global.rootless.as_deref())?,
+            rootless,
         })
     }
 }
