@@ -59,8 +59,10 @@ fn executable(code: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::os::unix::fs::PermissionsExt;
-    use std::process::Command;
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
@@ -72,13 +74,24 @@ mod tests {
         (dir, path)
     }
 
+    /// Starts a file that was just written. A child that another test forked meanwhile has it open for writing too, until
+    /// it executes its own program.
+    fn spawn(path: &Path) -> Child {
+        loop {
+            match Command::new(path).stdout(Stdio::piped()).spawn() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                other => return other.unwrap(),
+            }
+        }
+    }
+
     #[test]
     fn one_succeeds_and_the_other_waits() {
         let (_dir, path) = install(&succeed());
-        let output = Command::new(path).output().unwrap();
+        let output = spawn(&path).wait_with_output().unwrap();
         assert!(output.status.success() && output.stdout.len() == 1);
         let (_dir, path) = install(&wait());
-        let mut child = Command::new(path).spawn().unwrap();
+        let mut child = spawn(&path);
         assert!(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         assert_eq!(

@@ -51,6 +51,15 @@ fn cgroup_of(container: &Target<'_>) -> Result<Cgroup, IsolationError> {
     Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)
 }
 
+/// The cgroup of a container that is made, which may have a process that keeps it.
+fn cgroup_to_make(context: &CreateContext<'_>) -> Result<Cgroup, IsolationError> {
+    let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+    Ok(match context.cgroup_keeper {
+        Some(keeper) => cgroup.kept_by(keeper),
+        None => cgroup,
+    })
+}
+
 fn stdio(console_socket: Option<&std::path::Path>) -> Stdio {
     console_socket.map_or(Stdio::Inherit, |socket| {
         Stdio::Console(PathBuf::from(socket))
@@ -107,10 +116,7 @@ impl Isolation for ContainerModel {
     }
 
     fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
-        let mut cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
-        if let Some(keeper) = context.cgroup_keeper {
-            cgroup = cgroup.kept_by(keeper);
-        }
+        let cgroup = cgroup_to_make(context)?;
         let request = CreateRequest {
             id: context.id.as_str(),
             spec: context.bundle.spec(),
@@ -259,7 +265,7 @@ impl Isolation for ContainerModel {
             });
         }
         let spec = context.bundle.spec();
-        let cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+        let cgroup = cgroup_to_make(context)?;
         Engine::new(context.dir.join(ENGINE_DIR))
             .adopt(&cgroup)
             .map_err(IsolationError::failed)?;
