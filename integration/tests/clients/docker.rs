@@ -57,6 +57,14 @@ fn out_of_memory_is_told(engine: &Engine) -> Claim {
     let options = ["--name=oom", "--memory=32m", "--memory-swap=32m"];
     let outcome = engine.run(&options, &["tail", "/dev/zero"])?;
     ensure_eq!(outcome.code(), 137, "exit code; stderr: {}", outcome.stderr);
+    // The daemon hears of it by an event of its own, which may come after the end.
+    let events = Output::of(&mut engine.command(&[
+        "events",
+        "--since=10m",
+        "--filter=container=oom",
+        "--filter=event=oom",
+    ]))?;
+    events.wait_for("container oom", Duration::from_secs(30))?;
     ensure_eq!(
         engine.inspect("oom", "/State/OOMKilled")?,
         true,

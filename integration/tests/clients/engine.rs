@@ -80,7 +80,7 @@ impl Engine {
         &self.start.world
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.world().command(&self.command_line[0]);
         command
             .args(&self.command_line[1..])

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -356,12 +357,30 @@ fn help(plan: Plan<'_>, socket: &ChildEnd) -> Failure {
     if let Err(error) = enter() {
         return error.into();
     }
-    match clone(plan.namespaces.birth | libc::CLONE_PARENT as u64, None)
-        .context(|| "cannot make the container's first process".to_owned())
-    {
+    bear(plan.namespaces.birth, socket, || {
+        first_process(plan, socket)
+    })
+}
+
+/// Makes a process that is the helper's sibling, tells the runtime its pid, and ends the helper. What returns is the new
+/// process's failure, or the helper's.
+pub(crate) fn bear(flags: u64, socket: &ChildEnd, process: impl FnOnce() -> Failure) -> Failure {
+    let made = || -> Result<_, Error> {
+        let pipe =
+            nix::unistd::pipe2(OFlag::O_CLOEXEC).context(|| "cannot make a pipe".to_owned())?;
+        let child = clone(flags | libc::CLONE_PARENT as u64, None)
+            .context(|| "cannot make a process in the container's namespaces".to_owned())?;
+        Ok((child, pipe))
+    };
+    match made() {
         Err(error) => error.into(),
-        Ok(None) => first_process(plan, socket),
-        Ok(Some(child)) => {
+        Ok((None, (told, tell))) => {
+            drop(tell);
+            // The helper's end, which comes when it has said who we are: nothing of ours may come before that.
+            let _ = File::from(told).read(&mut [0]);
+            process()
+        }
+        Ok((Some(child), _)) => {
             socket.send(&Message::Born(child.pid.as_raw()));
             exit_now(0);
         }

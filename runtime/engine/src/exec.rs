@@ -1,7 +1,6 @@
 //! Runs one more process in a running container: parent and child side.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
@@ -183,30 +182,14 @@ fn beside_init(plan: &Plan<'_>) -> Result<Option<OwnedFd>, Error> {
 /// The helper's part, for an ordinary user, who has rights over the container's other namespaces only in its user
 /// namespace: joins that and makes the process in it. It returns only to say what failed.
 fn help(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
-    let enter = || -> Result<(OwnedFd, OwnedFd), Error> {
+    let enter = || -> Result<(), Error> {
         plan.entrance.pass()?;
         hide_from_tracing()?;
-        namespaces::join(plan.init.as_fd(), plan.foreign & BY_HELPER)?;
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context(|| "cannot make a pipe".to_owned())
+        namespaces::join(plan.init.as_fd(), plan.foreign & BY_HELPER)
     };
-    let (told, tell) = match enter() {
-        Ok(pipe) => pipe,
-        Err(error) => return error.into(),
-    };
-    match clone(libc::CLONE_PARENT as u64, None)
-        .context(|| "cannot make a process in the container's namespaces".to_owned())
-    {
+    match enter() {
+        Ok(()) => create::bear(0, socket, || new_process(plan, socket)),
         Err(error) => error.into(),
-        Ok(None) => {
-            drop(tell);
-            // The end of the helper, which comes when it has said who we are: nothing of ours may come before that.
-            let _ = File::from(told).read(&mut [0]);
-            new_process(plan, socket)
-        }
-        Ok(Some(child)) => {
-            socket.send(&Message::Born(child.pid.as_raw()));
-            exit_now(0);
-        }
     }
 }
 

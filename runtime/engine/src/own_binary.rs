@@ -12,14 +12,17 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::mount::MsFlags;
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::error::{Context, Error};
+use crate::rootfs::{Attributes, Tree};
 
 const OWN: &str = "/proc/self/exe";
 
@@ -71,36 +74,14 @@ fn is_sealed(own: &File) -> bool {
 
 /// A mount of the binary alone.
 fn read_only_mount() -> io::Result<OwnedFd> {
-    let path = c"/proc/self/exe";
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    // SAFETY: the path ends with NUL.
-    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    if tree < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    let tree = unsafe { OwnedFd::from_raw_fd(tree as libc::c_int) };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
+    let tree = Tree::of_path(Path::new(OWN), false)?;
+    tree.set_propagation(MsFlags::MS_PRIVATE)?;
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        clear: 0,
     };
-    // SAFETY: the path is the empty string, the structure is whole and of the size given.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    match answer {
-        0 => Ok(tree),
-        _ => Err(io::Error::last_os_error()),
-    }
+    tree.set(attributes, false)?;
+    Ok(tree.into_root())
 }
 
 /// A copy in memory that nobody can change.

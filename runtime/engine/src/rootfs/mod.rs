@@ -27,15 +27,15 @@ use rustix::fs::OFlags;
 
 pub use options::KNOWN as KNOWN_MOUNT_OPTIONS;
 
-pub(crate) use options::Options;
+pub(crate) use options::{Attributes, Options};
+pub(crate) use tree::Tree;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error};
 
 use inside::Root;
 use mounts::{Dev, PlannedMount};
-use options::{Attributes, propagation};
-use tree::Tree;
+use options::propagation;
 
 /// What is to be done, parsed and opened by the runtime before the container's first process exists.
 pub(crate) struct RootfsPlan<'a> {
@@ -92,7 +92,7 @@ impl<'a> RootfsPlan<'a> {
         let what = || format!("cannot mount the root file system {}", self.path.display());
         let tree = Tree::of_path(&self.path, true).context(what)?;
         tree.attach_at(&self.path).context(what)?;
-        let root = Root::new(tree.into_directory());
+        let root = Root::new(tree.into_root());
 
         let dev = Dev::of(&self.mounts);
         for mount in self.mounts {

@@ -121,7 +121,8 @@ impl Tree {
         Ok(rustix::fs::FileType::from_raw_mode(mode).is_dir())
     }
 
-    pub(crate) fn into_directory(self) -> OwnedFd {
+    /// The descriptor of its root.
+    pub(crate) fn into_root(self) -> OwnedFd {
         self.0
     }
 }

@@ -178,6 +178,11 @@ fn a_bind_mount_can_be_id_mapped() {
     let mut container = Container::shell("stat -c %u:%g /data/file; touch /data/new");
     let volume = container.path("volume");
     fs::create_dir(&volume).unwrap();
+    let system = nix::sys::statfs::statfs(&volume).unwrap();
+    if system.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+        println!("skipped: a mount of an overlay cannot be id-mapped");
+        return;
+    }
     fs::write(volume.join("file"), "").unwrap();
     std::os::unix::fs::chown(volume.join("file"), Some(1000), Some(1001)).unwrap();
     let map = json!([{"containerID": 0, "hostID": 0, "size": 1},
