@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Box as ConsoleSize, Spec};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use vm::{HwConfig, VmHypervisor, VmImage, VmKernel, VmSection};
 
@@ -287,8 +287,38 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleEr
         None | Some(Value::Null) => None,
         Some(section) => Some(typed::<VmSection>(path, "vm.", section)?),
     };
+    settle_pids(config);
     let spec = typed::<Spec>(path, "", value)?;
     Ok((spec, vm))
+}
+
+/// `pids.limit` is 0 in the configurations of older clients where they mean no limit. From runtime-spec 1.3 on that is
+/// -1, 0 is a number, and nothing is no wish; oci-spec has 0 for that.
+fn settle_pids(config: &mut Map<String, Value>) {
+    let mut version = config
+        .get("ociVersion")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or_default());
+    let older = (version.next(), version.next()) < (Some(1), Some(3));
+    let resources = config
+        .get_mut("linux")
+        .and_then(|linux| linux.get_mut("resources"))
+        .and_then(Value::as_object_mut);
+    let Some(resources) = resources else {
+        return;
+    };
+    let Some(pids) = resources.get_mut("pids").and_then(Value::as_object_mut) else {
+        return;
+    };
+    match pids.get("limit") {
+        None | Some(Value::Null) => drop(resources.shift_remove("pids")),
+        Some(limit) if older && limit.as_i64() == Some(0) => {
+            pids.insert("limit".to_owned(), Value::from(-1));
+        }
+        Some(_) => {}
+    }
 }
 
 /// Deserializes `value`, naming the place of an error.
@@ -400,6 +430,23 @@ mod tests {
 
     fn error_of(config: &str) -> String {
         message(&bundle(config))
+    }
+
+    #[test]
+    fn a_pids_limit_of_0_is_none_for_older_clients() {
+        let limit = |version: &str, pids: &str| {
+            let linux = format!(r#""linux":{{"resources":{{"pids":{pids}}}}}"#);
+            let config = VALID
+                .replace("1.2.0", version)
+                .replace(r#""linux":{}"#, &linux);
+            let (spec, _) = parse(Path::new("config.json"), config.as_bytes()).unwrap();
+            let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+            resources.pids().map(|pids| pids.limit())
+        };
+        assert_eq!(limit("1.0.2-dev", r#"{"limit":0}"#), Some(-1));
+        assert_eq!(limit("1.3.0", r#"{"limit":0}"#), Some(0));
+        assert_eq!(limit("1.2.0", r#"{"limit":7}"#), Some(7));
+        assert_eq!(limit("1.3.0", "{}"), None);
     }
 
     #[test]
