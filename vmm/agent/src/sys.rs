@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::socket::{SockFlag, SockaddrStorage, accept4, getpeername};
 use protocol::message::Outcome;
 
 /// A child that ended, and how.
@@ -46,13 +46,27 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
 }
 
 /// Accepts a waiting connection, as a non-blocking descriptor; `None` when there is none.
+///
+/// A process of a container can reach the agent's vsock ports too, over the machine's own address. It is not the host,
+/// and its connection is closed before a byte of it is read.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    match accept4(listener.as_raw_fd(), flags) {
-        // SAFETY: the kernel has just made this descriptor, nobody else owns it.
-        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
-        Err(Errno::EAGAIN | Errno::ECONNABORTED) => Ok(None),
-        Err(errno) => Err(errno.into()),
+    loop {
+        let fd = match accept4(listener.as_raw_fd(), flags) {
+            // SAFETY: the kernel has just made this descriptor, nobody else owns it.
+            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+            Err(Errno::EAGAIN | Errno::ECONNABORTED) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        // One that is gone already has no peer.
+        let Ok(peer) = getpeername::<SockaddrStorage>(fd.as_raw_fd()) else {
+            continue;
+        };
+        match peer.as_vsock_addr() {
+            Some(peer) if peer.cid() != libc::VMADDR_CID_HOST => {}
+            // Of another family it is a test's.
+            _ => return Ok(Some(fd)),
+        }
     }
 }
 

@@ -72,8 +72,11 @@ fn the_runtimes_binary_cannot_be_overwritten(fixture: &Fixture) -> Claim {
         }
     }
     let log = fixture.log_of(&id);
+    // In a guest that binary is the agent, which the first process executes for as long as the machine runs: the attacker
+    // is told that it is busy, and does not get as far as to be refused.
+    let refused = fixture.model() == Model::Microvm || log.contains("refused");
     ensure!(
-        log.contains("caught a binary") && log.contains("refused"),
+        log.contains("caught a binary") && refused,
         "the attack was not tried: {log:?}"
     );
     ensure!(!log.contains("OVERWRITTEN"), "the attacker: {log:?}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::ExitCode;
@@ -96,9 +96,16 @@ fn knock() {
     for cid in [LOCAL, HOST, 3, own_cid().unwrap_or(3)] {
         for port in 1..=2048 {
             if let Some(mut stream) = connect(cid, port) {
-                // Somebody listens. Whether it talks to us is what counts.
-                let _ = stream.write_all(b"\0\0\0\x0a\0\0\0\x01\x01\0hello world");
-                println!("OPEN {cid} {port}");
+                // Somebody listens. Whether it hears us is what counts: a request, be it a bad one, is answered, and a
+                // greeting is waited for; who is turned away reads the end at once.
+                let _ = stream.write_all(b"\0\0\0\x0b\0\0\0\x01\x01\0hello world");
+                let turned_away = match stream.read(&mut [0]) {
+                    Ok(length) => length == 0,
+                    Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+                };
+                if !turned_away {
+                    println!("OPEN {cid} {port}");
+                }
             }
         }
     }
@@ -130,5 +137,8 @@ fn connect(cid: u32, port: u32) -> Option<File> {
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let address = nix::sys::socket::VsockAddr::new(cid, port);
     nix::sys::socket::connect(socket.as_raw_fd(), &address).ok()?;
+    let limit = nix::sys::time::TimeVal::new(5, 0);
+    let option = nix::sys::socket::sockopt::ReceiveTimeout;
+    nix::sys::socket::setsockopt(&socket, option, &limit).ok()?;
     Some(socket.into())
 }
