@@ -3,6 +3,7 @@
 #   make run                the sample bundle as a container and as a microVM
 #   make test               every test, on the host and in the lab
 #   make test-crash         the same, and a microVM killed at each step of its life (twenty minutes more)
+#   make test-clients       the same, and podman, docker and containerd with microVMs in the lab (as long again)
 #   make test-load          500 containers at once, of the optimised build
 #   make build              rt, its agent and the containerd shim, optimised
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
@@ -16,7 +17,7 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test test-crash test-load build install guest lab setup bundles
+.PHONY: run test test-crash test-clients test-load build install guest lab setup bundles
 
 run: build guest bundles
 	@$(here)/integration/run-samples $(release)/rt
@@ -27,6 +28,9 @@ test: setup guest
 
 test-crash: export RT_TEST_CRASH = yes
 test-crash: test
+
+test-clients: export RT_TEST_CLIENTS = yes
+test-clients: test
 
 test-load: build
 	cd $(here) && RT=$(release)/rt RT_MODELS=container RT_LOAD=500 $(CARGO) test -p integration --test behaviour -- many_containers_live_at_once
