@@ -38,8 +38,9 @@ pub const HOST_CID: u64 = 2;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 /// RING_EVENT_IDX. Stream sockets need no feature bit.
 const FEATURES: u64 = 1 << 29;
-/// How long the guest may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the guest's kernel may take to accept a connection. Generous: on a machine that is overloaded, or under
+/// emulation, a virtual CPU may stand still for many seconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A guest's address: neither one with a meaning of its own nor more than 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,7 +168,7 @@ impl VsockHandle {
     ///
     /// # Errors
     /// `ConnectionRefused`: nobody listens there. `ConnectionReset`: the guest or the device is
-    /// going down. `TimedOut`: no answer within ten seconds.
+    /// going down. `TimedOut`: no answer within a minute.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let (reply, answer) = mpsc::sync_channel(1);
