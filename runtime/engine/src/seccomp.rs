@@ -92,7 +92,8 @@ impl Filter {
                 }
             };
         }
-        if check_notification(profile)? {
+        check_notification(profile)?;
+        if notifies(profile) {
             flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER;
         } else {
             // The kernel takes it only together with a listener, of which a profile without one has no use.
@@ -137,8 +138,8 @@ impl Filter {
     }
 }
 
-/// Whether a profile notifies; what it then needs is checked.
-fn check_notification(profile: &LinuxSeccomp) -> Result<bool, Error> {
+/// Checks what a profile that notifies needs.
+fn check_notification(profile: &LinuxSeccomp) -> Result<(), Error> {
     let notify = LinuxSeccompAction::ScmpActNotify;
     if profile.default_action() == notify {
         return Err(Error::unsupported(
@@ -146,12 +147,10 @@ fn check_notification(profile: &LinuxSeccomp) -> Result<bool, Error> {
             "SCMP_ACT_NOTIFY would stop the container before anybody can listen",
         ));
     }
-    let mut notifies = false;
     for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
         if rule.action() != notify {
             continue;
         }
-        notifies = true;
         let ours = rule
             .names()
             .iter()
@@ -163,13 +162,13 @@ fn check_notification(profile: &LinuxSeccomp) -> Result<bool, Error> {
             ));
         }
     }
-    if notifies && listener_path(profile).is_none() {
+    if notifies(profile) && listener_path(profile).is_none() {
         return Err(Error::unsupported(
             "linux.seccomp.listenerPath",
             "SCMP_ACT_NOTIFY needs it: the socket of who decides",
         ));
     }
-    Ok(notifies)
+    Ok(())
 }
 
 fn listener_path(profile: &LinuxSeccomp) -> Option<&Path> {
