@@ -88,7 +88,17 @@ impl Tree {
             propagation: 0,
             userns_fd: u64::try_from(user.as_raw_fd()).unwrap_or(u64::MAX),
         };
-        set_attributes(self.0.as_fd(), c"", change, recursive)
+        set_attributes(self.0.as_fd(), c"", change, recursive).map_err(|error| {
+            match error.raw_os_error() {
+                // mount_setattr(2): a file system that does not allow it. All else that it says this for cannot be here.
+                Some(libc::EINVAL) => io::Error::new(
+                    error.kind(),
+                    "this kernel cannot id-map a mount of the source's file system; \
+                     give it from another (ext4, xfs, btrfs), or no mappings",
+                ),
+                _ => error,
+            }
+        })
     }
 
     /// Changes propagation, given as mount(2) flags: `MS_SLAVE`, perhaps with `MS_REC`.
