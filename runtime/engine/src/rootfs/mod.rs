@@ -43,6 +43,8 @@ pub(crate) struct RootfsPlan<'a> {
     path: PathBuf,
     cgroup: &'a Cgroup,
     mounts: Vec<PlannedMount>,
+    /// `linux.rootfsPropagation`.
+    propagation: Option<MsFlags>,
     no_pivot: bool,
 }
 
@@ -80,6 +82,7 @@ impl<'a> RootfsPlan<'a> {
             path,
             cgroup,
             mounts,
+            propagation,
             no_pivot,
         })
     }
@@ -87,8 +90,7 @@ impl<'a> RootfsPlan<'a> {
     /// Makes the root with all its mounts and devices, and the terminal if `console` is a socket to send it to.
     pub(crate) fn prepare(self, console: Option<RawFd>) -> Result<Prepared<'a>, Error> {
         rustix::process::umask(rustix::fs::Mode::empty());
-        let propagation = root_propagation(self.spec)?;
-        detach_from_host(&self.path, propagation)?;
+        detach_from_host(&self.path, self.propagation)?;
         let what = || format!("cannot mount the root file system {}", self.path.display());
         let tree = Tree::of_path(&self.path, true).context(what)?;
         tree.attach_at(&self.path).context(what)?;
@@ -96,7 +98,7 @@ impl<'a> RootfsPlan<'a> {
 
         let dev = Dev::of(&self.mounts);
         for mount in self.mounts {
-            mount.mount(&root, self.cgroup, inherited(propagation))?;
+            mount.mount(&root, self.cgroup, inherited(self.propagation))?;
         }
         if !dev.is_bound {
             let devices = self
@@ -120,7 +122,7 @@ impl<'a> RootfsPlan<'a> {
             dev,
             terminal,
             no_pivot: self.no_pivot,
-            propagation,
+            propagation: self.propagation,
         })
     }
 }
