@@ -24,7 +24,7 @@ use crate::handshake::{self, ChildEnd, Message, ParentEnd};
 use crate::hooks::Kind;
 use crate::namespaces::{self, Namespaces};
 use crate::net_devices::NetDevices;
-use crate::report::{Failure, chain};
+use crate::report::Failure;
 use crate::rootfs::RootfsPlan;
 use crate::seccomp::{Filter, SeccompAgent};
 use crate::spec::{hooks_of, namespace, path_of};
@@ -318,32 +318,17 @@ fn run_in_container(
     state: &serde_json::Value,
 ) -> Result<(), Error> {
     let flags = namespaces::foreign(child.pid)?;
-    let (ours, theirs) = handshake::pair()?;
-    let runner = clone(0, plan.entrance.born_in.as_ref().map(AsFd::as_fd))
-        .context(|| "cannot make the process that runs the createContainer hooks".to_owned())?;
-    let Some(runner) = runner else {
-        let _guard = ExitGuard;
-        drop(ours);
-        let run = || -> Result<(), Error> {
-            plan.entrance.pass()?;
-            namespaces::join(child.pidfd.as_fd(), flags)?;
-            crate::hooks::run(Kind::CreateContainer, hooks, state.to_string().as_bytes())?;
-            Ok(())
-        };
-        if let Err(error) = run() {
-            theirs.send(&Message::Failed(Failure::Setup(chain(&error))));
-            exit_now(1);
-        }
-        exit_now(0);
-    };
-    drop(theirs);
-    let told = ours.receive();
-    runner
-        .wait()
-        .context(|| "cannot wait for the createContainer hooks".to_owned())?;
-    match told? {
-        Some(Message::Failed(failure)) => Err(Error::Hooks(failure.text().to_owned())),
-        _ => Ok(()),
+    let what = "the process that runs the createContainer hooks";
+    let cgroup = plan.entrance.born_in.as_ref().map(AsFd::as_fd);
+    let failure = handshake::in_child(what, cgroup, || {
+        plan.entrance.pass()?;
+        namespaces::join(child.pidfd.as_fd(), flags)?;
+        crate::hooks::run(Kind::CreateContainer, hooks, state.to_string().as_bytes())?;
+        Ok(())
+    })?;
+    match failure {
+        None => Ok(()),
+        Some(failure) => Err(Error::Hooks(failure.text().to_owned())),
     }
 }
 

@@ -11,7 +11,7 @@
 //! is executed: only our code ever holds one.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::cmsg_space;
 use nix::sys::socket::{
@@ -20,6 +20,7 @@ use nix::sys::socket::{
 };
 
 use crate::Hold;
+use crate::clone::{ExitGuard, clone, exit_now};
 use crate::error::{Context, Error};
 use crate::report::Failure;
 
@@ -176,6 +177,32 @@ impl ChildEnd {
             _ => Err(Error::Setup("the runtime has ended".to_owned())),
         }
     }
+}
+
+/// Does something in a process of its own, `what`, born in a cgroup or in the caller's; tells what failed there.
+pub(crate) fn in_child(
+    what: &str,
+    cgroup: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> Result<(), Error>,
+) -> Result<Option<Failure>, Error> {
+    let (ours, theirs) = pair()?;
+    let child = clone(0, cgroup).context(|| format!("cannot make {what}"))?;
+    let Some(child) = child else {
+        let _guard = ExitGuard;
+        drop(ours);
+        if let Err(error) = work() {
+            theirs.send(&Message::Failed(error.into()));
+            exit_now(1);
+        }
+        exit_now(0);
+    };
+    drop(theirs);
+    let told = ours.receive();
+    child.wait().context(|| format!("cannot wait for {what}"))?;
+    Ok(match told? {
+        Some(Message::Failed(failure)) => Some(failure),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

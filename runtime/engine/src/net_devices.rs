@@ -16,11 +16,11 @@ use libcontainer::network::wrapper::create_network_client;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxNetDevice, Spec};
 
-use crate::clone::{Child, ExitGuard, clone, exit_now};
+use crate::clone::Child;
 use crate::error::{Context, Error};
-use crate::handshake::{self, Message};
+use crate::handshake;
 use crate::namespaces;
-use crate::report::{Failure, chain};
+use crate::report::chain;
 use crate::spec::namespace;
 
 /// The longest name of a device, `IFNAMSIZ` without the final NUL.
@@ -90,7 +90,9 @@ impl<'a> NetDevices<'a> {
             let addresses = dev_change_net_namespace(name, target.as_raw_fd(), device)
                 .map_err(|error| failed(&error))?;
             let inside = resolve_device_name(device, name);
-            in_network_of(child, || {
+            let what = "the process that sets up network devices";
+            let failure = handshake::in_child(what, None, || {
+                namespaces::join(child.pidfd.as_fd(), CloneFlags::CLONE_NEWNET)?;
                 let mut links =
                     LinkClient::new(create_network_client()).map_err(|error| failed(&error))?;
                 let index = links
@@ -104,34 +106,11 @@ impl<'a> NetDevices<'a> {
                     .map_err(|error| failed(&error))?;
                 links.set_up(index).map_err(|error| failed(&error))
             })?;
+            if let Some(failure) = failure {
+                return Err(failure.into());
+            }
         }
         Ok(())
-    }
-}
-
-/// Does something in the network namespace of a process, by a process of its own.
-fn in_network_of(target: &Child, work: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
-    let (ours, theirs) = handshake::pair()?;
-    let helper = clone(0, None)
-        .context(|| "cannot make the process that sets up network devices".to_owned())?;
-    let Some(helper) = helper else {
-        let _guard = ExitGuard;
-        drop(ours);
-        let done = namespaces::join(target.pidfd.as_fd(), CloneFlags::CLONE_NEWNET);
-        if let Err(error) = done.and_then(|()| work()) {
-            theirs.send(&Message::Failed(Failure::from(error)));
-            exit_now(1);
-        }
-        exit_now(0);
-    };
-    drop(theirs);
-    let told = ours.receive();
-    helper
-        .wait()
-        .context(|| "cannot wait for the process that sets up network devices".to_owned())?;
-    match told? {
-        Some(Message::Failed(failure)) => Err(failure.into()),
-        _ => Ok(()),
     }
 }
 
