@@ -126,11 +126,7 @@ impl RestoreArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<u8, CliError> {
         let id = parse_id(&self.id)?;
         let images = self.images.resolve()?;
-        let foreground = if self.detach {
-            None
-        } else {
-            Some(Foreground::new()?)
-        };
+        let foreground = (!self.detach).then(Foreground::new).transpose()?;
         let console = self.options.console(self.detach);
         let options = self
             .options

@@ -80,11 +80,7 @@ impl RunArgs {
     pub(super) fn run(self, context: &Context<'_>) -> Result<u8, CliError> {
         let (id, bundle) = resolve(&self.target, self.options.bundle.as_deref())?;
         // Before anything is forked: a signal that comes from here on is the workload's.
-        let foreground = if self.detach {
-            None
-        } else {
-            Some(Foreground::new()?)
-        };
+        let foreground = (!self.detach).then(Foreground::new).transpose()?;
         let console = self.options.console(self.detach);
         let options = self
             .options

@@ -1,11 +1,11 @@
 //! `rt exec`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
-use super::{CliError, Context, parse_id};
+use super::{CliError, Context, parse_id, read_json};
 use crate::lifecycle::{Console, ExecOptions, Executed, Foreground, console_size};
 use crate::process::PidFd;
 
@@ -110,7 +110,7 @@ impl ExecArgs {
         let lifecycle = &context.lifecycle;
         lifecycle.state(&id)?.isolation.seal()?;
         let mut process = match &self.process {
-            Some(path) => read_process(path)?,
+            Some(path) => read_json(path, "a process")?,
             None => {
                 let spec = lifecycle.spec(&id)?;
                 let process = spec.process().clone();
@@ -119,11 +119,7 @@ impl ExecArgs {
                 })?)?
             }
         };
-        let foreground = if self.detach {
-            None
-        } else {
-            Some(Foreground::new()?)
-        };
+        let foreground = (!self.detach).then(Foreground::new).transpose()?;
         let terminal = process.terminal().unwrap_or(false);
         let console = match (&self.console_socket, self.detach) {
             (Some(socket), _) => Console::Socket(socket),
@@ -234,19 +230,6 @@ fn with_capabilities(old: Option<&LinuxCapabilities>, added: &Capabilities) -> L
         .set_effective(union(old.and_then(|old| old.effective().as_ref())))
         .set_permitted(union(old.and_then(|old| old.permitted().as_ref())));
     new
-}
-
-fn read_process(path: &Path) -> Result<Process, CliError> {
-    let text = std::fs::read(path).map_err(|source| CliError::File {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    serde_json::from_slice(&text).map_err(|source| CliError::Json {
-        path: path.display().to_string(),
-        what: "a process",
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -329,6 +329,31 @@ fn print_json_line(value: &impl serde::Serialize) -> Result<(), CliError> {
     Ok(std::io::stdout().write_all(&text)?)
 }
 
+/// Reads a file of JSON.
+fn read_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    what: &'static str,
+) -> Result<T, CliError> {
+    let text = std::fs::read(path).map_err(|source| CliError::File {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    parse_json(path, &text, what)
+}
+
+fn parse_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    text: &[u8],
+    what: &'static str,
+) -> Result<T, CliError> {
+    serde_json::from_slice(text).map_err(|source| CliError::Json {
+        path: path.display().to_string(),
+        what,
+        source,
+    })
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
-use super::{CliError, Context, parse_id};
+use super::{CliError, Context, parse_id, parse_json, read_json};
 
 /// Change the resource limits of a container
 #[derive(Debug, clap::Args)]
@@ -141,22 +141,19 @@ impl UpdateArgs {
 }
 
 fn read(path: &Path) -> Result<LinuxResources, CliError> {
-    let text = if path.as_os_str() == "-" {
-        let mut text = Vec::new();
-        std::io::stdin().read_to_end(&mut text).map(|_| text)
-    } else {
-        std::fs::read(path)
-    };
-    let text = text.map_err(|source| CliError::File {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    serde_json::from_slice(&text).map_err(|source| CliError::Json {
-        path: path.display().to_string(),
-        what: "`linux.resources`",
-        source,
-    })
+    const WHAT: &str = "`linux.resources`";
+    if path.as_os_str() != "-" {
+        return read_json(path, WHAT);
+    }
+    let mut text = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut text)
+        .map_err(|source| CliError::File {
+            operation: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+    parse_json(path, &text, WHAT)
 }
 
 /// Bytes, by a number with or without a unit (`64M`, `1.5 GiB`; a kilobyte has 1024); -1 is no limit.
