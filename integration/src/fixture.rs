@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Bundle;
+use crate::{Bundle, ensure_eq};
 
 /// How long any one command may take before the claim fails; generous, since a
 /// microVM may run under software emulation.
@@ -60,6 +60,22 @@ impl Outcome {
         self.status
             .code()
             .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+
+    /// Fails unless the command wrote just this and had this exit code; `what` names it.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn expect(&self, what: &str, stdout: &str, stderr: &str, code: i32) -> crate::Claim {
+        ensure_eq!(
+            self.stdout,
+            stdout,
+            "stdout of {what}; stderr was {:?}",
+            self.stderr
+        );
+        ensure_eq!(self.stderr, stderr, "stderr of {what}");
+        ensure_eq!(self.code(), code, "exit code of {what}");
+        Ok(())
     }
 
     /// Fails unless the command succeeded.

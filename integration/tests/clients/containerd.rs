@@ -138,14 +138,7 @@ fn runs_with_stdio_and_exit_code(containerd: &Containerd) -> Claim {
     let script = "read line; echo \"out $line\"; echo err >&2; exit 7";
     let mut run = containerd.run_command("stdio", &["--rm"], &["sh", "-c", script]);
     let outcome = finish(&mut run, Some(b"in\n".to_vec()))?;
-    ensure_eq!(
-        outcome.stdout,
-        "out in\n",
-        "stdout; stderr was {:?}",
-        outcome.stderr
-    );
-    ensure_eq!(outcome.stderr, "err\n", "stderr");
-    ensure_eq!(outcome.code(), 7, "exit code");
+    outcome.expect("run", "out in\n", "err\n", 7)?;
     containerd.nothing_left_of("stdio")
 }
 
@@ -159,14 +152,7 @@ fn task_lives_through_its_life(containerd: &Containerd) -> Claim {
     let script = "while [ ! -s /tmp/up ]; do sleep 0.1; done; cat /tmp/up; echo err >&2; exit 3";
     let exec = ["tasks", "exec", "--exec-id", "one", id, "sh", "-c", script];
     let outcome = finish(&mut containerd.command(&exec), None)?;
-    ensure_eq!(
-        outcome.stdout,
-        "up\n",
-        "stdout of exec; stderr was {:?}",
-        outcome.stderr
-    );
-    ensure_eq!(outcome.stderr, "err\n", "stderr of exec");
-    ensure_eq!(outcome.code(), 3, "exit code of exec");
+    outcome.expect("exec", "up\n", "err\n", 3)?;
 
     containerd.told(&["tasks", "pause", id])?;
     ensure_eq!(containerd.status(id)?, "PAUSED", "status after pause");

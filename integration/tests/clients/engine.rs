@@ -170,15 +170,7 @@ fn runs_with_stdio_and_exit_code(engine: &Engine) -> Claim {
     let script = "read line; echo \"out $line\"; echo err >&2; exit 7";
     let mut run = engine.run_command(&["--rm", "--interactive"], &["sh", "-c", script]);
     let outcome = finish(&mut run, Some(b"in\n".to_vec()))?;
-    ensure_eq!(
-        outcome.stdout,
-        "out in\n",
-        "stdout; stderr was {:?}",
-        outcome.stderr
-    );
-    ensure_eq!(outcome.stderr, "err\n", "stderr");
-    ensure_eq!(outcome.code(), 7, "exit code");
-    Ok(())
+    outcome.expect("run", "out in\n", "err\n", 7)
 }
 
 fn executes_in_a_running_container(engine: &Engine) -> Claim {
@@ -186,14 +178,7 @@ fn executes_in_a_running_container(engine: &Engine) -> Claim {
     let script = "cat; echo err >&2; exit 3";
     let mut exec = engine.command(&["exec", "--interactive", "executes", "sh", "-c", script]);
     let outcome = finish(&mut exec, Some(b"in\n".to_vec()))?;
-    ensure_eq!(
-        outcome.stdout,
-        "in\n",
-        "stdout; stderr was {:?}",
-        outcome.stderr
-    );
-    ensure_eq!(outcome.stderr, "err\n", "stderr");
-    ensure_eq!(outcome.code(), 3, "exit code");
+    outcome.expect("run", "in\n", "err\n", 3)?;
     let options = [
         "exec",
         "--user",
