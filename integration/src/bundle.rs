@@ -5,8 +5,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
+
+use crate::fixture::finish;
 
 /// The applets that the claims use, as links to `/bin/busybox`.
 const APPLETS: &[&str] = &[
@@ -77,7 +80,7 @@ pub fn make_rootfs(rootfs: &Path) -> io::Result<()> {
     ] {
         fs::create_dir_all(rootfs.join(folder))?;
     }
-    fs::copy("/bin/busybox", rootfs.join("bin/busybox"))?;
+    copy_program(Path::new("/bin/busybox"), &rootfs.join("bin/busybox"))?;
     for applet in APPLETS {
         symlink("busybox", rootfs.join("bin").join(applet))?;
     }
@@ -86,6 +89,18 @@ pub fn make_rootfs(rootfs: &Path) -> io::Result<()> {
         "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n",
     )?;
     fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\n")
+}
+
+/// Copies an executable, by a process of its own: a child that another thread forks meanwhile would have our copy open for
+/// writing, and it could not be executed.
+///
+/// # Errors
+/// What `cp` said.
+pub fn copy_program(from: &Path, to: &Path) -> io::Result<()> {
+    finish(Command::new("cp").arg(from).arg(to), None)?
+        .success()
+        .map_err(io::Error::other)?;
+    Ok(())
 }
 
 /// A bundle directory and its configuration, which is written out by [`Bundle::save`].

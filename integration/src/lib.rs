@@ -13,7 +13,7 @@ mod selection;
 pub mod snapshot;
 mod world;
 
-pub use bundle::{Bundle, make_rootfs};
+pub use bundle::{Bundle, copy_program, make_rootfs};
 pub use fixture::{Fixture, Model, Outcome, finish, wait_with_limit};
 pub use image::write_image;
 pub use pseudoterminal::Pseudoterminal;

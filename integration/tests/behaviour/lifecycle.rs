@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Stdio;
 
-use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
+use integration::{Bundle, Claim, Fixture, copy_program, ensure, ensure_eq};
 use serde_json::{Value, json};
 
 use crate::Entry;
@@ -381,7 +382,7 @@ fn pause_freezes_and_resume_goes_on(fixture: &Fixture) -> Claim {
 fn spec_makes_a_bundle_that_loads(fixture: &Fixture) -> Claim {
     let dir = fixture.dir().join("fresh");
     fs::create_dir_all(dir.join("rootfs/bin"))?;
-    fs::copy("/bin/busybox", dir.join("rootfs/bin/sh"))?;
+    copy_program(Path::new("/bin/busybox"), &dir.join("rootfs/bin/sh"))?;
     fixture.rt(&["spec", "--bundle"]).arg(&dir).status()?;
     let again = fixture.rt(&["spec", "--bundle"]).arg(&dir).output()?;
     ensure!(!again.status.success(), "spec overwrote a config.json");

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use integration::snapshot::state_directories;
-use integration::{Bundle, Claim, Fixture, ensure, ensure_eq, wait_with_limit};
+use integration::{Bundle, Claim, Fixture, copy_program, ensure, ensure_eq, wait_with_limit};
 use serde_json::{Value, json};
 
 use crate::Entry;
@@ -54,7 +54,7 @@ impl<'a> Session<'a> {
     fn new(fixture: &'a Fixture) -> Result<Self, Failure> {
         fs::set_permissions(fixture.dir(), PermissionsExt::from_mode(0o755))?;
         let rt = fixture.rt::<&str>(&[]).get_program().to_owned();
-        fs::copy(rt, fixture.dir().join("rt"))?;
+        copy_program(Path::new(&rt), &fixture.dir().join("rt"))?;
         for name in ["runtime", "spec"] {
             let dir = fixture.dir().join(name);
             fs::create_dir(&dir)?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use integration::{Claim, Fixture, Model, ensure, ensure_eq};
+use integration::{Claim, Fixture, Model, copy_program, ensure, ensure_eq};
 use serde_json::json;
 
 use super::{program, put_attacker};
@@ -21,8 +21,8 @@ fn copy_of_rt(fixture: &Fixture) -> std::io::Result<PathBuf> {
     let dir = fixture.dir().join("installed");
     fs::create_dir(&dir)?;
     let beside = fixture.binary().parent().unwrap_or(Path::new("/"));
-    fs::copy(fixture.binary(), dir.join("rt"))?;
-    fs::copy(beside.join("rt-agent"), dir.join("rt-agent"))?;
+    copy_program(fixture.binary(), &dir.join("rt"))?;
+    copy_program(&beside.join("rt-agent"), &dir.join("rt-agent"))?;
     Ok(dir)
 }
 
@@ -57,7 +57,7 @@ fn the_runtimes_binary_cannot_be_overwritten(fixture: &Fixture) -> Claim {
         // Another container whose first process they see.
         let pid = fixture.state(&id)?["pid"].clone();
         let mut second = fixture.bundle()?;
-        fs::copy(&evil, second.in_rootfs("bin/evil"))?;
+        copy_program(&evil, &second.in_rootfs("bin/evil"))?;
         let namespaces = second.spec["linux"]["namespaces"].as_array_mut();
         for namespace in namespaces.into_iter().flatten() {
             if namespace["type"] == "pid" {

@@ -12,7 +12,7 @@ mod rootfs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use integration::{Bundle, Claim, Fixture, ensure};
+use integration::{Bundle, Claim, Fixture, copy_program, ensure};
 
 use crate::Entry;
 
@@ -50,6 +50,5 @@ impl Outside {
 
 /// Puts this program into the bundle as `/bin/attacker`.
 fn put_attacker(bundle: &Bundle) -> std::io::Result<()> {
-    fs::copy(std::env::current_exe()?, bundle.in_rootfs(program::PATH))?;
-    Ok(())
+    copy_program(&std::env::current_exe()?, &bundle.in_rootfs(program::PATH))
 }
