@@ -46,7 +46,7 @@ pub use error::Error;
 pub use own_binary::seal;
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
-pub use rootfs::KNOWN_MOUNT_OPTIONS;
+pub use rootfs::{KNOWN_MOUNT_OPTIONS, mount_on_host, unmount_on_host};
 pub use spec::validate;
 pub use stdio::Stdio;
 

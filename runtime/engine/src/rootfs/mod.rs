@@ -8,6 +8,7 @@
 mod cgroup;
 mod copy_up;
 mod devices;
+mod host;
 mod id_map;
 mod inside;
 mod masks;
@@ -25,6 +26,7 @@ use nix::mount::{MntFlags, MsFlags};
 use oci_spec::runtime::Spec;
 use rustix::fs::OFlags;
 
+pub use host::{mount_on_host, unmount_on_host};
 pub use options::KNOWN as KNOWN_MOUNT_OPTIONS;
 
 pub(crate) use options::{Attributes, Options};

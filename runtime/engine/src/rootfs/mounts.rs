@@ -21,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, Error};
 
 /// fsconfig(2) takes strings up to this length only; mount(2) has a page for all.
-const LONGEST_VALUE: usize = 255;
+pub(super) const LONGEST_VALUE: usize = 255;
 
 /// One entry of `mounts`, parsed.
 pub(crate) struct PlannedMount {
@@ -197,13 +197,6 @@ impl PlannedMount {
 
     /// With mount(2), for arguments that are too long for the mount API.
     fn mount_long(&self, root: &Root, data: &[Data], target: OwnedFd) -> io::Result<()> {
-        let joined: Vec<String> = data
-            .iter()
-            .map(|one| match one {
-                Data::Flag(key) => key.clone(),
-                Data::Value(key, value) => format!("{key}={value}"),
-            })
-            .collect();
         // The runtime's own /proc, since the root is not changed yet.
         let path = format!("/proc/self/fd/{}", target.as_raw_fd());
         let source = self.source.as_deref().unwrap_or(Path::new(&self.kind));
@@ -212,7 +205,7 @@ impl PlannedMount {
             path.as_str(),
             Some(self.kind.as_str()),
             MsFlags::empty(),
-            Some(joined.join(",").as_str()),
+            Some(join(data).as_str()),
         )?;
         let mounted = root.open(&self.destination, OFlags::PATH)?;
         let tree = Tree::from_attached(mounted);
@@ -251,6 +244,18 @@ impl Dev {
             read_only: mounts.iter().any(PlannedMount::is_finished_later),
         }
     }
+}
+
+/// As mount(2) takes it.
+pub(super) fn join(data: &[Data]) -> String {
+    let words: Vec<String> = data
+        .iter()
+        .map(|one| match one {
+            Data::Flag(key) => key.clone(),
+            Data::Value(key, value) => format!("{key}={value}"),
+        })
+        .collect();
+    words.join(",")
 }
 
 fn has(data: &[Data], key: &str) -> bool {
