@@ -14,6 +14,7 @@ pub mod id;
 pub mod image;
 pub mod isolation;
 pub mod lifecycle;
+pub mod log;
 pub mod process;
 pub mod signal;
 pub mod state;

@@ -64,7 +64,8 @@ pub(super) fn print() -> Result<(), CliError> {
     print_json(&features())
 }
 
-fn features() -> Value {
+/// What this runtime does, as the specification's `Features`.
+pub fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": NEWEST_VERSION,

@@ -10,10 +10,11 @@ mod events;
 mod exec;
 mod features;
 mod list;
-mod log;
 mod ps;
 mod spec;
 mod update;
+
+pub use features::features;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -25,6 +26,7 @@ use crate::config::{Config, ConfigError};
 use crate::id::{ContainerId, IdError};
 use crate::isolation::{Model, microvm};
 use crate::lifecycle::{self, Lifecycle};
+use crate::log;
 use crate::state::Store;
 use crate::{bench, doctor, error_chain, guest, image};
 
@@ -208,7 +210,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let log = match log::Log::open(cli.global.log.as_deref(), cli.global.log_format) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("rt: {}", error_chain(&error));
+            let path = cli.global.log.unwrap_or_default();
+            eprintln!("rt: open the log {}: {error}", path.display());
             return 1;
         }
     };

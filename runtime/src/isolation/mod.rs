@@ -233,7 +233,7 @@ pub struct Made {
 }
 
 /// What criu does with the cgroups that the images name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ManageCgroups {
     /// Make those that are missing, with their limits.
     #[default]
@@ -272,7 +272,7 @@ impl fmt::Display for ManageCgroups {
 }
 
 /// The images of a checkpoint, and how they are made or used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Images {
     /// Their directory, absolute.
     pub image_path: PathBuf,

@@ -49,7 +49,7 @@ use crate::guest::Store;
 use crate::process::PidFd;
 use crate::signal::Signal;
 
-pub use vmm_process::{VmmArgs, run};
+pub use vmm_process::{VmmArgs, main, run};
 
 /// What happens to a thread that serves a guest and asks the host's kernel for more than it needs.
 const CONFINEMENT: Policy = Policy::Enforce;

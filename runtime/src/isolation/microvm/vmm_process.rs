@@ -4,6 +4,7 @@
 //! streams, its orders, and the end of a pipe for its report. It enters the container's cgroup and network namespace,
 //! boots the machine, has the agent create the container, and then stands for the container's init until that ends.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -105,6 +106,23 @@ pub struct VmmArgs {
     /// Descriptor to read from that the creator lets go.
     #[arg(long)]
     hold_fd: RawFd,
+}
+
+/// The command line of a VMM process, which a program that makes microVMs must be able to become: its first argument is
+/// then `vmm`, from which `arguments` begin.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: VmmArgs,
+    }
+    match <Command as clap::Parser>::try_parse_from(arguments) {
+        Ok(command) => run(&command.args),
+        Err(error) => {
+            let _ = error.print();
+            1
+        }
+    }
 }
 
 /// Why a microVM did not come up.

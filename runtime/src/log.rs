@@ -12,12 +12,11 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
 
-use super::CliError;
 use crate::clock;
 
 /// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
+pub enum Format {
     /// `time="..." level=error msg="..."`
     Text,
     /// `{"level":"error","msg":"...","time":"..."}`
@@ -26,34 +25,38 @@ pub(super) enum Format {
 
 /// Where log lines go: a file, or nowhere but standard error.
 #[derive(Debug, Clone)]
-pub(super) struct Log {
+pub struct Log {
     file: Option<Arc<File>>,
     format: Format,
 }
 
 impl Log {
-    pub(super) fn open(path: Option<&Path>, format: Format) -> Result<Self, CliError> {
+    /// A log at `path`, which is made and appended to; without one it goes to standard error.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(path: Option<&Path>, format: Format) -> std::io::Result<Self> {
         let open = |path: &Path| {
-            let file = OpenOptions::new()
+            OpenOptions::new()
                 .append(true)
                 .create(true)
                 .mode(0o644)
-                .open(path);
-            file.map_err(|source| CliError::File {
-                operation: "open the log",
-                path: path.to_owned(),
-                source,
-            })
+                .open(path)
         };
-        let file = match path.filter(|path| !path.as_os_str().is_empty()) {
-            Some(path) => Some(Arc::new(open(path)?)),
-            None => None,
-        };
-        Ok(Self { file, format })
+        Ok(match path.filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) => Self::to(open(path)?, format),
+            None => Self { file: None, format },
+        })
+    }
+
+    /// A log in an open file.
+    pub fn to(file: File, format: Format) -> Self {
+        let file = Some(Arc::new(file));
+        Self { file, format }
     }
 
     /// Writes the reason of a failure to the log file. Standard error gets it from the caller.
-    pub(super) fn error(&self, message: &str) {
+    pub fn error(&self, message: &str) {
         if let Some(file) = &self.file {
             let _ = file
                 .as_ref()
@@ -122,7 +125,10 @@ impl Ours {
         let target = metadata.target().split("::").next().unwrap_or_default();
         self.debug
             || (*metadata.level() <= Level::WARN
-                && matches!(target, "runtime" | "engine" | "vmm" | "rt"))
+                && matches!(
+                    target,
+                    "runtime" | "engine" | "vmm" | "rt" | "containerd_shim_rt_v2"
+                ))
     }
 }
 
@@ -141,7 +147,7 @@ impl<S> Filter<S> for Ours {
 }
 
 /// Sends this process's log events to `log`.
-pub(super) fn install(log: Log, debug: bool) {
+pub fn install(log: Log, debug: bool) {
     let subscriber = tracing_subscriber::registry().with(log.with_filter(Ours { debug }));
     // It fails only where one is set already, which then stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
