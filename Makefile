@@ -42,6 +42,7 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(release)/rt $(release)/rt-agent $(release)/containerd-shim-rt-v2 $(DESTDIR)$(PREFIX)/bin/
 	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-microvm
+	ln -sf containerd-shim-rt-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-rt-microvm-v2
 
 guest: setup
 	@$(here)/vmm/kernel/build

@@ -1,2 +1,63 @@
-//! `containerd-shim-rt-v2`, not yet a shim: it only says so.
-fn main() {}
+//! `containerd-shim-rt-v2`: what containerd starts for a pod, and asks for everything that happens in it.
+//!
+//! One process a pod serves containerd's task service, in the versions 2 and 3, on one socket. It links the runtime as
+//! a library: an operation is a call, not a command. Since the engine clones its caller, which must have one thread,
+//! operations run in processes that a single-threaded one forks (`worker`); everything else runs in the threads of the
+//! server. docs/architecture.md has the picture.
+//!
+//! containerd is trusted as root is: it started us, and the socket is root's alone. What it hands on from others, the
+//! bundle's configuration and the container's output, is not.
+
+mod bootstrap;
+mod cleanup;
+mod daemon;
+mod error;
+mod events;
+mod flags;
+mod metrics;
+mod options;
+mod process;
+mod reaper;
+mod service;
+mod stdio;
+mod tasks;
+mod worker;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use error::Failure;
+use flags::{Action, Flags};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == "vmm") {
+        let code = runtime::isolation::microvm::main(arguments.into_iter().skip(1));
+        return ExitCode::from(code);
+    }
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("containerd-shim-rt-v2: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Vec<OsString>) -> Result<(), Failure> {
+    let flags = Flags::parse(arguments)?;
+    match flags.action {
+        Action::Start => bootstrap::start(&flags),
+        Action::Delete => cleanup::delete(&flags),
+        Action::Serve => daemon::serve(&flags),
+        Action::Version => {
+            println!(
+                "containerd-shim-rt-v2:\n  Version:  {}",
+                env!("CARGO_PKG_VERSION")
+            );
+            Ok(())
+        }
+        Action::Info => bootstrap::info(),
+    }
+}

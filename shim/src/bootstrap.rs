@@ -1,0 +1,179 @@
+//! `start`: finds the server of the container's pod, or starts one, and prints its address.
+//!
+//! containerd reads everything that this process prints, so it prints the address and nothing else. The socket is a
+//! path in a directory of ours that only root can enter: an abstract one could be reached from a container that has the
+//! host's network (CVE-2020-15257).
+
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Failure, Kind};
+use crate::flags::Flags;
+
+/// Where the sockets are, on a tmpfs.
+const SOCKETS: &str = "/run/rt-shim";
+
+/// The annotations that name the pod of a container: CRI's, and the one for clients without CRI.
+const GROUPS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "dev.rt.group"];
+
+/// What containerd reads the address from when it is started again, in the bundle.
+const ADDRESS_FILE: &str = "address";
+
+/// The part of config.json that says where a container belongs. The rest is judged when the container is made.
+#[derive(Deserialize)]
+struct Belonging {
+    #[serde(default)]
+    annotations: std::collections::HashMap<String, String>,
+}
+
+/// Prints the address of the server that is to serve the container whose bundle is the working directory.
+pub fn start(flags: &Flags) -> Result<(), Failure> {
+    let group = group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(SOCKETS)
+        .map_err(Failure::io(format_args!("make {SOCKETS}")))?;
+    let socket = socket_path(&flags.address, &flags.namespace, &group);
+    let address = format!("unix://{}", socket.display());
+    let lock = File::open(SOCKETS).map_err(Failure::io(format_args!("open {SOCKETS}")))?;
+    // Two containers of a pod may be started at once.
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| Failure::io(format_args!("lock {SOCKETS}"))(error.into()))?;
+    if UnixStream::connect(&socket).is_err() {
+        spawn(flags, &socket)?;
+    }
+    write_address(&address)?;
+    io::stdout()
+        .write_all(address.as_bytes())
+        .map_err(Failure::io("print the address"))
+}
+
+fn group(config: &Path) -> Result<Option<String>, Failure> {
+    let wrong =
+        |reason: String| Failure::new(Kind::Invalid, format!("{}: {reason}", config.display()));
+    let text = fs::read(config).map_err(|error| wrong(error.to_string()))?;
+    let belonging: Belonging =
+        serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    let mut groups = GROUPS
+        .iter()
+        .filter_map(|name| belonging.annotations.get(*name));
+    Ok(groups.next().cloned())
+}
+
+/// A name of fixed length, since that of a socket may not be long.
+fn socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
+    let mut hash = Sha256::new();
+    for part in [address, namespace, group] {
+        hash.update(part.as_bytes());
+        hash.update([0]);
+    }
+    let hash = hash.finalize();
+    let name: String = hash
+        .iter()
+        .take(20)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Path::new(SOCKETS).join(format!("{name}.sock"))
+}
+
+/// Starts the server, which gets the listening socket as its standard input: containerd can connect at once.
+fn spawn(flags: &Flags, socket: &Path) -> Result<(), Failure> {
+    let _ = fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .map_err(Failure::io(format_args!("listen on {}", socket.display())))?;
+    fs::set_permissions(socket, PermissionsExt::from_mode(0o600))
+        .map_err(Failure::io(format_args!("guard {}", socket.display())))?;
+    let program = env::current_exe().map_err(Failure::io("find this program"))?;
+    // The name that we were called by selects the model; beside the program's own place is the agent.
+    let name = flags.program.file_name().unwrap_or(program.as_os_str());
+    let mut server = Command::new(&program);
+    server
+        .arg0(program.with_file_name(name))
+        .args(["-namespace", &flags.namespace])
+        .args(["-address", &flags.address])
+        .args(["-id", &flags.id])
+        .args(flags.debug.then_some("-debug"))
+        .arg("serve")
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    server.spawn().map(drop).map_err(|error| {
+        let _ = fs::remove_file(socket);
+        Failure::io("execute the server")(error)
+    })
+}
+
+fn write_address(address: &str) -> Result<(), Failure> {
+    let write = || -> io::Result<()> {
+        let temporary = format!(".{ADDRESS_FILE}");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(address.as_bytes())?;
+        fs::rename(temporary, ADDRESS_FILE)
+    };
+    write().map_err(Failure::io("write the address into the bundle"))
+}
+
+/// Prints what we are, as containerd 2 asks for it.
+pub fn info() -> Result<(), Failure> {
+    let features = serde_json::to_vec(&runtime::cli::features())
+        .map_err(|error| Failure::new(Kind::Other, error.to_string()))?;
+    let info = RuntimeInfo {
+        name: "io.containerd.rt.v2".to_owned(),
+        version: MessageField::some(RuntimeVersion {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        }),
+        features: MessageField::some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+                .to_owned(),
+            value: features,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    info.write_to_writer(&mut io::stdout())
+        .map_err(|error| Failure::new(Kind::Other, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_containers_share_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        let group_of = |text: &str| {
+            fs::write(&config, text).unwrap();
+            group(&config)
+        };
+        assert_eq!(group_of("{}").unwrap(), None);
+        let pod = r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"p1"},"root":7}"#;
+        assert_eq!(group_of(pod).unwrap().as_deref(), Some("p1"));
+        assert!(group_of("{").is_err());
+        assert_ne!(socket_path("a", "n", "p1"), socket_path("a", "n", "p2"));
+        assert_ne!(socket_path("a", "bc", "d"), socket_path("a", "b", "cd"));
+        // sun_path has 108 bytes.
+        assert!(socket_path("a", "n", "p1").as_os_str().len() < 100);
+    }
+}

@@ -1,0 +1,76 @@
+//! `delete`: removes what a server that is gone left of a container.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use runtime::lifecycle::Lifecycle;
+use runtime::state::Store;
+
+use crate::error::{Failure, Kind};
+use crate::events::timestamp;
+use crate::flags::Flags;
+use crate::options::Options;
+
+/// The state root's parent, where the options do not say another.
+const ROOT: &str = "/run/containerd/rt";
+
+/// The options that a container was made with, in its bundle.
+const OPTIONS_FILE: &str = "rt-options.json";
+
+/// The root file system, where the client had us mount it.
+pub fn rootfs(bundle: &Path) -> PathBuf {
+    bundle.join("rootfs")
+}
+
+/// The state root of a namespace.
+pub fn state_root(options: &Options, namespace: &str) -> PathBuf {
+    let parent = options.root.as_deref().unwrap_or(Path::new(ROOT));
+    parent.join(namespace)
+}
+
+/// Writes the options down for [`delete`].
+pub fn save_options(bundle: &Path, options: &Options) -> Result<(), Failure> {
+    let path = bundle.join(OPTIONS_FILE);
+    let text = serde_json::to_vec(options)
+        .map_err(|error| Failure::new(Kind::Other, error.to_string()))?;
+    fs::write(&path, text).map_err(Failure::io(format_args!("write {}", path.display())))
+}
+
+/// Ends and removes the container, and prints how it ended, as a protobuf.
+pub fn delete(flags: &Flags) -> Result<(), Failure> {
+    let bundle = if flags.bundle.as_os_str().is_empty() {
+        env::current_dir().map_err(Failure::io("find the working directory"))?
+    } else {
+        flags.bundle.clone()
+    };
+    let options = match fs::read(bundle.join(OPTIONS_FILE)) {
+        Ok(text) => serde_json::from_slice(&text).unwrap_or_default(),
+        // Nothing was made yet.
+        Err(_) => Options::default(),
+    };
+    let store = Store::new(state_root(&options, &flags.namespace));
+    let config = runtime::config::Config::load(options.config_path.as_deref())
+        .map_err(|error| Failure::new(Kind::Invalid, runtime::error_chain(&error)))?;
+    let lifecycle = Lifecycle::new(store, config);
+    let id = flags
+        .id
+        .parse()
+        .map_err(|error| Failure::new(Kind::Invalid, format!("-id: {error}")))?;
+    let pid = lifecycle.state(&id).map_or(0, |state| state.pid);
+    lifecycle.delete(&id, true)?;
+    engine::unmount_on_host(&rootfs(&bundle))?;
+    let response = DeleteResponse {
+        pid: pid.unsigned_abs(),
+        // Nobody knows any more; that of a process that was killed.
+        exit_status: 128 + 9,
+        exited_at: MessageField::some(timestamp(runtime::clock::now())),
+        ..Default::default()
+    };
+    response
+        .write_to_writer(&mut io::stdout())
+        .map_err(|error| Failure::new(Kind::Other, error.to_string()))
+}

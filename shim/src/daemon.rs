@@ -1,0 +1,122 @@
+//! The server: what `start` executes and leaves behind.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::ttrpc::r#sync::MethodHandler;
+use containerd_shim_protos::{create_task, ttrpc};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use runtime::isolation::Model;
+use runtime::log::{Format, Log};
+
+use crate::error::{Failure, Kind};
+use crate::events::Events;
+use crate::flags::Flags;
+use crate::reaper;
+use crate::service::Service;
+use crate::tasks::Tasks;
+use crate::worker::{Defaults, Worker};
+
+/// The task service's names: version 3 is version 2 under another name.
+const VERSION_3: &str = "/containerd.task.v3.Task/";
+const VERSION_2: &str = "/containerd.task.v2.Task/";
+
+/// containerd's ttrpc socket, where events go.
+const EVENTS_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// The fifo in the bundle from which containerd reads our log.
+const LOG: &str = "log";
+
+/// How long containerd may take to hear of the last events when it has told us to end.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Serves the socket that is our standard input until containerd says that it is enough.
+pub fn serve(flags: &Flags) -> Result<(), Failure> {
+    // Before anything else: processes of ours enter containers.
+    Model::Container
+        .seal()
+        .map_err(|error| Failure::new(Kind::Other, runtime::error_chain(&error)))?;
+    // Not of containerd's process group, so that what ends that leaves us.
+    let _ = nix::unistd::setsid();
+    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: no handler is installed. Containers' processes get their dispositions from the engine.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|errno| Failure::io("become a subreaper")(errno.into()))?;
+    let listener = take_listener().map_err(Failure::io("take the socket over"))?;
+    let socket = listener
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_pathname().map(Path::to_owned));
+    open_log(flags.debug);
+    let defaults = Defaults {
+        model: flags.model(),
+        agent: flags.program.with_file_name("rt-agent"),
+    };
+    // The last moment with one thread.
+    let worker = Worker::fork(&defaults, listener.as_fd())?;
+    let address = env::var(EVENTS_ADDRESS).unwrap_or_default();
+    let events = Events::new(address, flags.namespace.clone())?;
+    let tasks = Arc::new(Tasks::new(events));
+    reaper::start(Arc::clone(&tasks))?;
+    let (service, ended) = Service::new(flags, defaults, worker, Arc::clone(&tasks));
+    let service: Arc<dyn containerd_shim_protos::Task + Send + Sync> = Arc::new(service);
+    let failed = |error: ttrpc::Error| Failure::new(Kind::Other, format!("cannot serve: {error}"));
+    let mut server = ttrpc::Server::new()
+        .add_listener(OwnedFd::from(listener).into_raw_fd())
+        .map_err(failed)?
+        .register_service(renamed(create_task(Arc::clone(&service)), VERSION_2))
+        .register_service(create_task(service));
+    server.start().map_err(failed)?;
+    // The service lives as long as the server, so that this is what it says.
+    let _ = ended.recv();
+    tasks.events.flush(FAREWELL);
+    if let Some(socket) = socket {
+        let _ = fs::remove_file(socket);
+    }
+    server.shutdown();
+    Ok(())
+}
+
+type Methods = std::collections::HashMap<String, Box<dyn MethodHandler + Send + Sync>>;
+
+fn renamed(methods: Methods, prefix: &str) -> Methods {
+    let rename = |name: String| match name.strip_prefix(VERSION_3) {
+        Some(method) => format!("{prefix}{method}"),
+        None => name,
+    };
+    methods
+        .into_iter()
+        .map(|(name, method)| (rename(name), method))
+        .collect()
+}
+
+/// Moves the socket away from standard input.
+fn take_listener() -> io::Result<UnixListener> {
+    let stdin = io::stdin();
+    let listener = UnixListener::from(stdin.as_fd().try_clone_to_owned()?);
+    let null = OpenOptions::new().read(true).open("/dev/null")?;
+    nix::unistd::dup2(null.as_raw_fd(), stdin.as_raw_fd())?;
+    Ok(listener)
+}
+
+/// Logs into the bundle's fifo, if there is one. What nobody reads is lost, since we must not wait for a containerd that
+/// is away.
+fn open_log(debug: bool) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(LOG);
+    if let Ok(file) = file {
+        runtime::log::install(Log::to(file, Format::Text), debug);
+    }
+}
