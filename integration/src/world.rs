@@ -190,6 +190,13 @@ impl Output {
             collected.text
         ))
     }
+
+    /// All that was written so far.
+    pub fn text(&self) -> String {
+        let collected = self.collected.0.lock();
+        let collected = collected.unwrap_or_else(PoisonError::into_inner);
+        collected.text.clone()
+    }
 }
 
 impl Drop for Output {

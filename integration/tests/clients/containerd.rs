@@ -1,17 +1,20 @@
-//! Containerd: a daemon with roots and a socket of its own, its shim for runc with
-//! our binary in runc's place, driven by `ctr`.
+//! Containerd: a daemon with roots and a socket of its own, driven by `ctr`. Its own
+//! shim calls our binary in runc's place; the same claims hold for our shim.
 
 use std::fs;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use integration::{
     Claim, Outcome, Output, Pseudoterminal, World, ensure, ensure_eq, finish, wait_with_limit,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
 
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 pub const SOCKET: &str = "/run/containerd.sock";
 
@@ -36,19 +39,35 @@ pub const CLAIMS: &[Entry<Containerd>] = &[
     Entry::further("processes_are_listed", CONTAINER, processes_are_listed),
 ];
 
+/// Whom containerd has make its containers.
+#[derive(Clone, Copy)]
+pub enum Runtime {
+    /// Its own shim, which calls a binary.
+    Binary,
+    /// Our shim.
+    Shim,
+}
+
 /// The daemon, and how its client is called.
 pub struct Containerd {
     start: Start,
-    _daemon: Output,
+    runtime: Runtime,
+    daemon: Mutex<Option<Output>>,
 }
 
 /// Starts the daemon and imports the image.
 pub fn start(start: Start) -> Result<Containerd, Reason> {
+    start_with(start, Runtime::Binary)
+}
+
+/// Starts the daemon and imports the image.
+pub fn start_with(start: Start, runtime: Runtime) -> Result<Containerd, Reason> {
     let daemon = daemon(&start.world)?;
     let image = start.image.clone();
     let containerd = Containerd {
         start,
-        _daemon: daemon,
+        runtime,
+        daemon: Mutex::new(Some(daemon)),
     };
     containerd.told(&["images", "import", &image.to_string_lossy()])?;
     Ok(containerd)
@@ -74,11 +93,28 @@ pub fn daemon(world: &World) -> Result<Output, Reason> {
 }
 
 impl Containerd {
-    fn world(&self) -> &World {
+    pub fn world(&self) -> &World {
         &self.start.world
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The same with a daemon of its own.
+    pub fn another(&self, name: &str) -> Result<Self, Reason> {
+        start_with(self.start.another(name)?, self.runtime)
+    }
+
+    /// Kills the daemon and starts it anew.
+    pub fn restart(&self) -> Result<(), Reason> {
+        let mut running = self.daemon.lock().map_err(|error| error.to_string())?;
+        let config = self.world().dir().join("containerd.toml");
+        for pid in pids_of(&["containerd", "--config", &config.to_string_lossy()])? {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        *running = None;
+        *running = Some(daemon(self.world())?);
+        Ok(())
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.world().command("ctr");
         // The namespace is also the cgroup that its containers are in.
         command
@@ -87,27 +123,28 @@ impl Containerd {
         command
     }
 
-    fn told(&self, args: &[&str]) -> Result<String, Reason> {
+    pub fn told(&self, args: &[&str]) -> Result<String, Reason> {
         let outcome = finish(&mut self.command(args), None)?.success();
         let outcome = outcome.map_err(|reason| format!("{args:?}: {reason}"))?;
         Ok(outcome.stdout.trim().to_owned())
     }
 
-    fn run_command(&self, id: &str, options: &[&str], command: &[&str]) -> Command {
-        let mut run = self.command(&["run", "--runc-binary"]);
-        run.arg(&self.start.runtime)
-            .args(options)
-            .args([IMAGE, id])
-            .args(command);
+    pub fn run_command(&self, id: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut run = self.command(&["run"]);
+        match self.runtime {
+            Runtime::Binary => run.arg("--runc-binary").arg(&self.start.runtime),
+            Runtime::Shim => run.arg("--runtime").arg(&self.start.shim),
+        };
+        run.args(options).args([IMAGE, id]).args(command);
         run
     }
 
-    fn run(&self, id: &str, options: &[&str], command: &[&str]) -> Result<Outcome, Reason> {
+    pub fn run(&self, id: &str, options: &[&str], command: &[&str]) -> Result<Outcome, Reason> {
         let all = [&["--rm"], options].concat();
         Ok(finish(&mut self.run_command(id, &all, command), None)?)
     }
 
-    fn status(&self, id: &str) -> Result<String, Reason> {
+    pub fn status(&self, id: &str) -> Result<String, Reason> {
         let table = self.told(&["tasks", "list"])?;
         let row = table
             .lines()
@@ -117,20 +154,41 @@ impl Containerd {
     }
 
     /// Looks for what a container that was removed left behind.
-    fn nothing_left_of(&self, id: &str) -> Claim {
+    pub fn nothing_left_of(&self, id: &str) -> Claim {
         let cgroups = self.world().cgroups();
         let left: Vec<_> = cgroups
             .iter()
             .filter(|cgroup| cgroup.ends_with(id))
             .collect();
         ensure!(left.is_empty(), "cgroups are left: {left:?}");
-        let state = format!("/run/containerd/runc/{}/{id}", self.world().cgroup());
+        let root = match self.runtime {
+            Runtime::Binary => "runc",
+            Runtime::Shim => "rt",
+        };
+        let state = format!("/run/containerd/{root}/{}/{id}", self.world().cgroup());
         ensure!(!fs::exists(self.world().path(&state))?, "{state} is left");
         let mounts = fs::read_to_string(self.world().path("/proc/1/mountinfo"))?;
         let bundle = format!("/{id}/rootfs");
         ensure!(!mounts.contains(&bundle), "mounts are left: {mounts}");
         Ok(())
     }
+}
+
+/// The pids, as this process sees them, of the processes whose command lines have all these words.
+pub fn pids_of(words: &[&str]) -> Result<Vec<i32>, Reason> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if words.iter().all(|word| line.contains(&word.as_bytes())) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
 }
 
 fn runs_with_stdio_and_exit_code(containerd: &Containerd) -> Claim {

@@ -11,6 +11,7 @@ mod containerd;
 mod docker;
 mod engine;
 mod podman;
+mod shim;
 
 use std::env;
 use std::ffi::OsStr;
@@ -66,8 +67,13 @@ type Reason = Box<dyn std::error::Error + Send + Sync>;
 /// What a client is started with.
 struct Start {
     world: World,
+    model: Model,
+    /// The binary under test.
+    rt: PathBuf,
     /// The binary to name to the client: its name selects the model.
     runtime: PathBuf,
+    /// The same for a client that takes a shim.
+    shim: PathBuf,
     /// The archive of [`IMAGE`].
     image: PathBuf,
 }
@@ -75,19 +81,29 @@ struct Start {
 impl Start {
     fn new(client: &str, model: Model, rt: &Path) -> Result<Self, Reason> {
         let world = World::new(&format!("{client}-{}", model.name()))?;
-        let name = match model {
-            Model::Container => "rt",
-            Model::Microvm => "rt-microvm",
+        let (name, shim) = match model {
+            Model::Container => ("rt", "containerd-shim-rt-v2"),
+            Model::Microvm => ("rt-microvm", "containerd-shim-rt-microvm-v2"),
         };
         let runtime = world.dir().join(name);
         symlink(rt, &runtime)?;
+        let shim = world.dir().join(shim);
+        symlink(rt.with_file_name("containerd-shim-rt-v2"), &shim)?;
         let image = world.dir().join("image.tar");
         write_image(&image, IMAGE, world.dir())?;
         Ok(Self {
             world,
+            model,
+            rt: rt.to_owned(),
             runtime,
+            shim,
             image,
         })
+    }
+
+    /// The same in another world, for a claim that needs a daemon for itself.
+    fn another(&self, client: &str) -> Result<Self, Reason> {
+        Self::new(client, self.model, &self.rt)
     }
 }
 
@@ -117,6 +133,8 @@ fn main() -> ExitCode {
         trials.extend(here.trials("podman", podman::start, &[engine::CLAIMS, podman::CLAIMS]));
         trials.extend(here.trials("docker", docker::start, &[engine::CLAIMS, docker::CLAIMS]));
         trials.extend(here.trials("containerd", containerd::start, &[containerd::CLAIMS]));
+        let claims = [containerd::CLAIMS, shim::CLAIMS];
+        trials.extend(here.trials("shim", shim::start, &claims));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

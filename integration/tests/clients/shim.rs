@@ -1,0 +1,346 @@
+//! Our own shim under containerd: beside what holds for containerd's, what a shim is asked for that no binary is, and
+//! what becomes of containers when one of the two daemons is killed.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::{Empty, StateRequest, StateResponse, Status, UpdateTaskRequest};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::ttrpc::{self, Client};
+use integration::{Claim, Output, ensure, ensure_eq, finish, wait_with_limit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::containerd::{Containerd, LIMIT, Runtime, pids_of, start_with};
+use crate::{BOTH, CONTAINER, Entry, Reason, Start};
+
+pub const CLAIMS: &[Entry<Containerd>] = &[
+    Entry::further("events_are_in_order", BOTH, events_are_in_order),
+    Entry::further("no_exit_is_lost", CONTAINER, no_exit_is_lost),
+    Entry::further("one_shim_serves_a_pod", BOTH, one_shim_serves_a_pod),
+    Entry::further("output_goes_to_a_file", BOTH, output_goes_to_a_file),
+    Entry::further(
+        "output_goes_to_a_logger",
+        CONTAINER,
+        output_goes_to_a_logger,
+    ),
+    Entry::further(
+        "standard_input_ends_when_it_is_closed",
+        CONTAINER,
+        standard_input_ends_when_it_is_closed,
+    ),
+    Entry::further(
+        "both_versions_of_the_service_answer",
+        CONTAINER,
+        both_versions_of_the_service_answer,
+    ),
+    Entry::further(
+        "limits_change_while_it_runs",
+        CONTAINER,
+        limits_change_while_it_runs,
+    ),
+    Entry::further(
+        "a_container_outlives_containerd",
+        BOTH,
+        a_container_outlives_containerd,
+    ),
+    Entry::further(
+        "a_killed_shim_leaves_nothing",
+        BOTH,
+        a_killed_shim_leaves_nothing,
+    ),
+];
+
+pub fn start(start: Start) -> Result<Containerd, Reason> {
+    start_with(start, Runtime::Shim)
+}
+
+const FOR_EVER: &[&str] = &["sh", "-c", "while :; do sleep 0.1; done"];
+
+fn run_detached(containerd: &Containerd, id: &str, options: &[&str], command: &[&str]) -> Claim {
+    let options = [&["--detach"], options].concat();
+    finish(&mut containerd.run_command(id, &options, command), None)?.success()?;
+    Ok(())
+}
+
+fn remove(containerd: &Containerd, id: &str) -> Claim {
+    containerd.told(&["tasks", "delete", "--force", id])?;
+    containerd.told(&["containers", "delete", id])?;
+    containerd.nothing_left_of(id)
+}
+
+/// The processes of the shim that was started for a container: the server, and its worker.
+fn shims(id: &str) -> Result<Vec<i32>, Reason> {
+    pids_of(&["-id", id, "serve"])
+}
+
+/// Tries again until it holds: what is waited for has no event of its own.
+fn eventually(claim: impl Fn() -> Claim) -> Claim {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match claim() {
+            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            result => return result,
+        }
+    }
+}
+
+fn events_are_in_order(containerd: &Containerd) -> Claim {
+    let events = Output::of(&mut containerd.command(&["events"]))?;
+    // It does not say when it begins to listen.
+    eventually(|| {
+        containerd.run("heard", &[], &["true"])?.success()?;
+        Ok(events.wait_for("/tasks/delete", Duration::from_millis(100))?)
+    })?;
+    containerd.run("ordered", &[], &["true"])?.success()?;
+    let told = || -> Vec<String> {
+        let text = events.text();
+        let lines = text.lines().filter(|line| line.contains("\"ordered\""));
+        let topics = lines.filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with("/tasks/"))
+        });
+        topics.map(str::to_owned).collect()
+    };
+    let expected = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    eventually(|| {
+        ensure_eq!(told(), expected, "events: {}", events.text());
+        Ok(())
+    })
+}
+
+fn no_exit_is_lost(containerd: &Containerd) -> Claim {
+    let id = "storm";
+    run_detached(containerd, id, &[], FOR_EVER)?;
+    let exec = |number: usize| -> Claim {
+        let name = format!("e{number}");
+        let code = (number % 200).to_string();
+        let script = format!("exit {code}");
+        let exec = ["tasks", "exec", "--exec-id", &name, id, "sh", "-c", &script];
+        let outcome = finish(&mut containerd.command(&exec), None)?;
+        ensure_eq!(
+            outcome.code().to_string(),
+            code,
+            "exec {number}: {}",
+            outcome.stderr
+        );
+        Ok(())
+    };
+    let failures: Vec<String> = thread::scope(|scope| {
+        let exec = &exec;
+        let threads: Vec<_> = (0..8)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let numbers = (0..25).map(|round| thread * 25 + round);
+                    let failed = numbers.filter_map(|number| exec(number).err());
+                    failed.map(|reason| reason.to_string()).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.flat_map(Result::unwrap_or_default).collect()
+    });
+    ensure!(failures.is_empty(), "{failures:?}");
+    remove(containerd, id)
+}
+
+fn one_shim_serves_a_pod(containerd: &Containerd) -> Claim {
+    let pod = ["--annotation", "dev.rt.group=pod-one"];
+    run_detached(containerd, "pod-a", &pod, FOR_EVER)?;
+    run_detached(containerd, "pod-b", &pod, FOR_EVER)?;
+    eventually(|| {
+        // The worker has the server's command line, and so have operations that are about to end.
+        ensure_eq!(shims("pod-a")?.len(), 2, "processes of the shim");
+        Ok(())
+    })?;
+    ensure_eq!(shims("pod-b")?.len(), 0, "processes of another shim");
+    remove(containerd, "pod-a")?;
+    let exec = [
+        "tasks",
+        "exec",
+        "--exec-id",
+        "e",
+        "pod-b",
+        "sh",
+        "-c",
+        "exit 6",
+    ];
+    let outcome = finish(&mut containerd.command(&exec), None)?;
+    ensure_eq!(outcome.code(), 6, "the other container: {}", outcome.stderr);
+    remove(containerd, "pod-b")?;
+    eventually(|| {
+        ensure!(
+            shims("pod-a")?.is_empty(),
+            "the shim goes on without containers"
+        );
+        Ok(())
+    })
+}
+
+fn output_goes_to_a_file(containerd: &Containerd) -> Claim {
+    let log = containerd.world().dir().join("output log");
+    let uri = format!("file://{}", log.display().to_string().replace(' ', "%20"));
+    let script = "echo out; echo err >&2; while :; do sleep 0.1; done";
+    run_detached(
+        containerd,
+        "filed",
+        &["--log-uri", &uri],
+        &["sh", "-c", script],
+    )?;
+    eventually(|| {
+        ensure_eq!(fs::read_to_string(&log)?, "out\nerr\n", "log");
+        Ok(())
+    })?;
+    remove(containerd, "filed")
+}
+
+fn output_goes_to_a_logger(containerd: &Containerd) -> Claim {
+    let dir = containerd.world().dir();
+    let log = dir.join("logged");
+    let logger = dir.join("logger");
+    let script = format!(
+        "#!/bin/sh\nexec 5>&-\nsed \"s/^/$CONTAINER_ID $1=$2 /\" <&3 >{}\n",
+        log.display()
+    );
+    fs::write(&logger, script)?;
+    fs::set_permissions(&logger, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let uri = format!("binary://{}?key=value", logger.display());
+    run_detached(
+        containerd,
+        "logged",
+        &["--log-uri", &uri],
+        &["echo", "line"],
+    )?;
+    eventually(|| {
+        ensure_eq!(fs::read_to_string(&log)?, "logged key=value line\n", "log");
+        Ok(())
+    })?;
+    remove(containerd, "logged")
+}
+
+fn standard_input_ends_when_it_is_closed(containerd: &Containerd) -> Claim {
+    let id = "closed";
+    run_detached(containerd, id, &[], FOR_EVER)?;
+    let exec = ["tasks", "exec", "--exec-id", "e", id, "cat"];
+    let mut command = containerd.command(&exec);
+    let outcome = finish(&mut command, Some(b"all of it".to_vec()))?;
+    ensure_eq!(outcome.success()?.stdout, "all of it", "output");
+    remove(containerd, id)
+}
+
+/// Calls a method of the shim that serves a container, as another version of containerd would.
+fn call<Q: Message, A: Message>(
+    containerd: &Containerd,
+    id: &str,
+    (version, method): (u8, &str),
+    request: &Q,
+) -> Result<A, Reason> {
+    let state = "/run/containerd-state/io.containerd.runtime.v2.task";
+    let bundle = format!("{state}/{}/{id}", containerd.world().cgroup());
+    let address = fs::read_to_string(containerd.world().path(&format!("{bundle}/address")))?;
+    let socket = address.strip_prefix("unix://").ok_or("no path socket")?;
+    let socket = containerd.world().path(socket);
+    let client = Client::connect(&format!("unix://{}", socket.display()))?;
+    let response = client.request(ttrpc::Request {
+        service: format!("containerd.task.v{version}.Task"),
+        method: method.to_owned(),
+        payload: request.write_to_bytes()?,
+        timeout_nano: i64::try_from(LIMIT.as_nanos())?,
+        ..Default::default()
+    })?;
+    Ok(A::parse_from_bytes(&response.payload)?)
+}
+
+fn both_versions_of_the_service_answer(containerd: &Containerd) -> Claim {
+    let id = "versions";
+    run_detached(containerd, id, &[], FOR_EVER)?;
+    for version in [2, 3] {
+        let request = StateRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let state: StateResponse = call(containerd, id, (version, "State"), &request)?;
+        ensure_eq!(
+            state.status.enum_value(),
+            Ok(Status::RUNNING),
+            "version {version}"
+        );
+        let request = StateRequest {
+            id: "nobody".to_owned(),
+            ..Default::default()
+        };
+        let refused = call::<_, StateResponse>(containerd, id, (version, "State"), &request);
+        let refused = refused
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        ensure!(
+            refused.contains("NOT_FOUND"),
+            "version {version}: {refused}"
+        );
+    }
+    remove(containerd, id)
+}
+
+fn limits_change_while_it_runs(containerd: &Containerd) -> Claim {
+    let id = "limited";
+    run_detached(containerd, id, &["--memory-limit=67108864"], FOR_EVER)?;
+    let limit = || containerd.told(&["tasks", "metrics", "--format", "json", id]);
+    ensure!(limit()?.contains("67108864"), "metrics: {}", limit()?);
+    let request = UpdateTaskRequest {
+        id: id.to_owned(),
+        resources: MessageField::some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: br#"{"memory":{"limit":50331648}}"#.to_vec(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let _: Empty = call(containerd, id, (2, "Update"), &request)?;
+    ensure!(limit()?.contains("50331648"), "metrics: {}", limit()?);
+    remove(containerd, id)
+}
+
+fn a_container_outlives_containerd(containerd: &Containerd) -> Claim {
+    let id = "outlived";
+    let containerd = &containerd.another("restarted")?;
+    run_detached(containerd, id, &[], FOR_EVER)?;
+    containerd.restart()?;
+    eventually(|| {
+        ensure_eq!(containerd.status(id)?, "RUNNING", "status");
+        Ok(())
+    })?;
+    let exec = ["tasks", "exec", "--exec-id", "e", id, "sh", "-c", "exit 9"];
+    let outcome = finish(&mut containerd.command(&exec), None)?;
+    ensure_eq!(outcome.code(), 9, "exec: {}", outcome.stderr);
+    remove(containerd, id)
+}
+
+fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
+    let id = "orphaned";
+    let mut attached = containerd.run_command(id, &["--rm"], FOR_EVER).spawn()?;
+    eventually(|| {
+        ensure_eq!(containerd.status(id)?, "RUNNING", "status");
+        Ok(())
+    })?;
+    for pid in shims(id)? {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    // What containerd says then is its own affair, but it says it.
+    wait_with_limit(&mut attached, LIMIT)?;
+    eventually(|| {
+        ensure_eq!(containerd.status(id)?, "none", "status");
+        containerd.nothing_left_of(id)
+    })?;
+    let _ = containerd.told(&["containers", "delete", id]);
+    let outcome = containerd.run(id, &[], &["echo", "again"])?;
+    ensure_eq!(outcome.success()?.stdout, "again\n", "output");
+    Ok(())
+}
