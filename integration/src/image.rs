@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 
 use crate::make_rootfs;
 
-/// Writes the archive `archive` of an image called `name`, in docker's format; `scratch` is a directory to work in.
+/// Writes the archive `archive` of an image called `name`, in docker's format, that runs `command` if it is not told
+/// otherwise; `scratch` is a directory to work in.
 ///
 /// # Errors
 /// The file system's.
-pub fn write_image(archive: &Path, name: &str, scratch: &Path) -> io::Result<()> {
+pub fn write_image(archive: &Path, name: &str, command: &[&str], scratch: &Path) -> io::Result<()> {
     let rootfs = scratch.join("image-rootfs");
     make_rootfs(&rootfs)?;
     let mut layer = tar::Builder::new(Vec::new());
@@ -30,7 +31,7 @@ pub fn write_image(archive: &Path, name: &str, scratch: &Path) -> io::Result<()>
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+        "config": {"Env": ["PATH=/bin"], "Cmd": command},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
     });
     let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);

@@ -75,6 +75,14 @@ pub fn start_with(start: Start, runtime: Runtime) -> Result<Containerd, Reason> 
 
 /// Starts a daemon in the world that listens on [`SOCKET`].
 pub fn daemon(world: &World) -> Result<Output, Reason> {
+    daemon_with(
+        world,
+        "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n",
+    )
+}
+
+/// The same with more in its configuration.
+pub fn daemon_with(world: &World, settings: &str) -> Result<Output, Reason> {
     let config = world.dir().join("containerd.toml");
     fs::write(
         &config,
@@ -82,7 +90,7 @@ pub fn daemon(world: &World) -> Result<Output, Reason> {
             "version = 2\n\
              root = \"/run/containerd-root\"\n\
              state = \"/run/containerd-state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             {settings}\
              [grpc]\n\
              address = \"{SOCKET}\"\n"
         ),

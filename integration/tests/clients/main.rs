@@ -8,6 +8,7 @@
 //! `RT` and `RT_MODELS` mean what they mean to the behaviour tests.
 
 mod containerd;
+mod cri;
 mod docker;
 mod engine;
 mod podman;
@@ -90,7 +91,7 @@ impl Start {
         let shim = world.dir().join(shim);
         symlink(rt.with_file_name("containerd-shim-rt-v2"), &shim)?;
         let image = world.dir().join("image.tar");
-        write_image(&image, IMAGE, world.dir())?;
+        write_image(&image, IMAGE, &["/bin/sh"], world.dir())?;
         Ok(Self {
             world,
             model,
@@ -135,6 +136,7 @@ fn main() -> ExitCode {
         trials.extend(here.trials("containerd", containerd::start, &[containerd::CLAIMS]));
         let claims = [containerd::CLAIMS, shim::CLAIMS];
         trials.extend(here.trials("shim", shim::start, &claims));
+        trials.extend(here.trials("cri", cri::start, &[cri::CLAIMS]));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

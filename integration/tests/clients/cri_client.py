@@ -1,0 +1,107 @@
+#!/usr/bin/python3
+"""Calls one method of the Kubernetes Container Runtime Interface (runtime.v1), for tests.
+
+    cri_client.py SOCKET METHOD < request.json > response.json
+
+Requests and responses are in protobuf's JSON. The messages below are the part of the interface that the tests use:
+a line a message, then its fields as `name type number`; `*` repeats a field, `Name` is another message.
+Needs the packages python3-grpcio and python3-protobuf.
+"""
+
+import json
+import sys
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+
+LIMIT_SECONDS = 120
+
+MESSAGES = """
+Metadata: name string 1, uid string 2, namespace string 3, attempt uint32 4
+ContainerMetadata: name string 1, attempt uint32 2
+Namespaces: network int32 1, pid int32 2, ipc int32 3
+SandboxSecurity: namespace_options Namespaces 1
+LinuxSandbox: cgroup_parent string 1, security_context SandboxSecurity 2
+Sandbox: metadata Metadata 1, hostname string 2, log_directory string 3, linux LinuxSandbox 8
+Resources: cpu_shares int64 3, memory_limit_in_bytes int64 4
+Id: value int64 1
+Security: namespace_options Namespaces 3, run_as_user Id 5
+Linux: resources Resources 1, security_context Security 2
+Image: image string 1
+Mount: container_path string 1, host_path string 2, readonly bool 3
+Container: metadata ContainerMetadata 1, image Image 2, *command string 3, *mounts Mount 7, log_path string 11,
+    linux Linux 15
+Count: value uint64 1
+Memory: usage_bytes Count 4
+Stats: memory Memory 3
+Status: id string 1, state int32 3, exit_code int32 7, reason string 10
+Empty:
+ContainerId: container_id string 1
+SandboxId: pod_sandbox_id string 1
+RunPodSandboxRequest: config Sandbox 1, runtime_handler string 2
+CreateContainerRequest: pod_sandbox_id string 1, config Container 2, sandbox_config Sandbox 3
+StopContainerRequest: container_id string 1, timeout int64 2
+ExecSyncRequest: container_id string 1, *cmd string 2, timeout int64 3
+ExecSyncResponse: stdout bytes 1, stderr bytes 2, exit_code int32 3
+ContainerStatusResponse: status Status 1
+ContainerStatsResponse: stats Stats 1
+UpdateContainerResourcesRequest: container_id string 1, linux Resources 2
+"""
+
+METHODS = {
+    "RunPodSandbox": ("RunPodSandboxRequest", "SandboxId"),
+    "StopPodSandbox": ("SandboxId", "Empty"),
+    "RemovePodSandbox": ("SandboxId", "Empty"),
+    "CreateContainer": ("CreateContainerRequest", "ContainerId"),
+    "StartContainer": ("ContainerId", "Empty"),
+    "StopContainer": ("StopContainerRequest", "Empty"),
+    "RemoveContainer": ("ContainerId", "Empty"),
+    "ContainerStatus": ("ContainerId", "ContainerStatusResponse"),
+    "ContainerStats": ("ContainerId", "ContainerStatsResponse"),
+    "ExecSync": ("ExecSyncRequest", "ExecSyncResponse"),
+    "UpdateContainerResources": ("UpdateContainerResourcesRequest", "Empty"),
+}
+
+
+def message_classes():
+    """The messages as protobuf classes, by name."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="cri.proto", package="runtime.v1", syntax="proto3")
+    for line in MESSAGES.replace(",\n   ", ",").strip().splitlines():
+        name, fields = line.split(":")
+        message = file.message_type.add(name=name)
+        for field in filter(None, map(str.strip, fields.split(","))):
+            field_name, kind, number = field.split()
+            added = message.field.add(name=field_name.lstrip("*"), number=int(number))
+            added.label = kinds.LABEL_REPEATED if field_name[0] == "*" else kinds.LABEL_OPTIONAL
+            if kind[0].isupper():
+                added.type, added.type_name = kinds.TYPE_MESSAGE, f".runtime.v1.{kind}"
+            else:
+                added.type = getattr(kinds, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    # The second is how versions before 4.22 call it.
+    make = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
+    names = [message.name for message in file.message_type]
+    return {name: make(pool.FindMessageTypeByName(f"runtime.v1.{name}")) for name in names}
+
+
+def main():
+    socket, method = sys.argv[1:]
+    classes = message_classes()
+    request_name, response_name = METHODS[method]
+    request = json_format.ParseDict(json.load(sys.stdin), classes[request_name]())
+    channel = grpc.insecure_channel(f"unix://{socket}")
+    call = channel.unary_unary(
+        f"/runtime.v1.RuntimeService/{method}",
+        request_serializer=classes[request_name].SerializeToString,
+        response_deserializer=classes[response_name].FromString,
+    )
+    try:
+        response = call(request, timeout=LIMIT_SECONDS)
+    except grpc.RpcError as error:
+        sys.exit(f"{method}: {error.code().name}: {error.details()}")
+    print(json_format.MessageToJson(response, preserving_proto_field_name=True))
+
+
+main()
