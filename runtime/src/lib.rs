@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod guest;
 pub mod id;
 pub mod image;
+pub mod install;
 pub mod isolation;
 pub mod lifecycle;
 pub mod log;

@@ -15,7 +15,7 @@ use std::process::exit;
 
 use nix::sys::signal::{SigHandler, Signal as NixSignal, signal};
 use nix::unistd::{ForkResult, dup2, fork};
-use oci_spec::runtime::{LinuxResources, Process};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use runtime::bundle::Bundle;
 use runtime::config::Config;
 use runtime::id::ContainerId;
@@ -218,6 +218,7 @@ fn carry_out(request: &Request, defaults: &Defaults) -> Result<(i32, Option<Owne
             let model = select(None, &bundle, lifecycle.config(), defaults.model)
                 .map_err(|error| invalid(&error))?;
             let terminal = bundle.spec().process().as_ref().and_then(Process::terminal);
+            let systemd_cgroup = request.options.systemd_cgroup || is_scope(bundle.spec());
             let created = lifecycle.create(CreateOptions {
                 id,
                 console: console(terminal),
@@ -227,7 +228,7 @@ fn carry_out(request: &Request, defaults: &Defaults) -> Result<(i32, Option<Owne
                 preserve_fds: 0,
                 no_pivot: request.options.no_pivot_root,
                 no_new_keyring: request.options.no_new_keyring,
-                systemd_cgroup: request.options.systemd_cgroup,
+                systemd_cgroup,
                 rootless: engine::cgroup::is_rootless(),
             })?;
             return Ok((created.pid, created.terminal));
@@ -252,6 +253,16 @@ fn carry_out(request: &Request, defaults: &Defaults) -> Result<(i32, Option<Owne
         Operation::Checkpoint { images } => lifecycle.checkpoint(id, images)?,
     }
     Ok((0, None))
+}
+
+/// Whether the cgroup is named as systemd's are, `slice:prefix:name`: containerd does so when the kubelet names slices,
+/// whatever its options for us say.
+fn is_scope(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
+    let path = path.map(|path| path.to_string_lossy()).unwrap_or_default();
+    let parts: Vec<&str> = path.split(':').collect();
+    matches!(parts[..], [slice, _, _] if slice.ends_with(".slice"))
 }
 
 fn console(terminal: Option<bool>) -> Console<'static> {

@@ -1,6 +1,7 @@
 //! Containerd: a daemon with roots and a socket of its own, driven by `ctr`. Its own
 //! shim calls our binary in runc's place; the same claims hold for our shim.
 
+use std::env;
 use std::fs;
 use std::process::Command;
 use std::sync::Mutex;
@@ -95,7 +96,11 @@ pub fn daemon_with(world: &World, settings: &str) -> Result<Output, Reason> {
              address = \"{SOCKET}\"\n"
         ),
     )?;
-    let daemon = Output::of(world.command("containerd").arg("--config").arg(&config))?;
+    let mut command = world.command("containerd");
+    // It finds our shim by its name.
+    let path = env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", world.dir().display()));
+    let daemon = Output::of(command.arg("--config").arg(&config))?;
     daemon.wait_for("successfully booted", LIMIT)?;
     Ok(daemon)
 }

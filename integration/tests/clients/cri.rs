@@ -54,23 +54,30 @@ pub struct Cri {
 
 pub fn start(start: Start) -> Result<Cri, Reason> {
     let world = &start.world;
-    let shim = start.shim.display();
-    let daemon = daemon_with(
-        world,
-        &format!(
-            "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
+    let handlers = world.dir().join("conf.d");
+    let settings = |imports: &str| {
+        format!(
+            "{imports}\
+             disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\n\
              restrict_oom_score_adj = true\n\
              disable_hugetlb_controller = true\n\
              sandbox_image = \"{PAUSE}\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
-             conf_dir = \"/run/no-networks\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
-             default_runtime_name = \"rt\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.rt]\n\
-             runtime_type = \"{shim}\"\n"
-        ),
-    )?;
+             conf_dir = \"/run/no-networks\"\n"
+        )
+    };
+    // As an administrator does it: containerd's configuration, then the handlers.
+    let config = world.dir().join("plain.toml");
+    fs::write(&config, format!("version = 2\n{}", settings("")))?;
+    let mut install = world.command(&start.runtime);
+    install
+        .args(["install", "containerd", "--config"])
+        .arg(&config);
+    install.arg("--dir").arg(&handlers);
+    finish(&mut install, None)?.success()?;
+    let imports = format!("imports = [\"{}/*.toml\"]\n", handlers.display());
+    let daemon = daemon_with(world, &settings(&imports))?;
     let pause = world.dir().join("pause.tar");
     write_image(&pause, PAUSE, &["/bin/sleep", "1000000"], world.dir())?;
     for image in [&pause, &start.image] {

@@ -28,7 +28,7 @@ use crate::isolation::{Model, microvm};
 use crate::lifecycle::{self, Lifecycle};
 use crate::log;
 use crate::state::Store;
-use crate::{bench, doctor, error_chain, guest, image};
+use crate::{bench, doctor, error_chain, guest, image, install};
 
 /// The state root of the superuser.
 const DEFAULT_ROOT: &str = "/run/rt";
@@ -111,6 +111,7 @@ enum Command {
     Bundle(image::cli::Args),
     Doctor(doctor::cli::Args),
     Bench(bench::BenchArgs),
+    Install(install::Args),
     #[command(hide = true)]
     Vmm(microvm::VmmArgs),
 }
@@ -138,6 +139,8 @@ enum CliError {
     Image(#[from] image::Error),
     #[error(transparent)]
     Bench(#[from] bench::BenchError),
+    #[error(transparent)]
+    Install(#[from] install::InstallError),
     #[error("{0}")]
     Usage(String),
     #[error("{operation} {}", path.display())]
@@ -306,6 +309,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
             return Ok(arguments.run(global.isolation, context.config(), &mut out)?);
         }
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
+        Command::Install(arguments) => arguments.run(&mut out)?,
         Command::Vmm(_) => {}
     }
     Ok(0)

@@ -1,0 +1,276 @@
+//! `rt install`: makes the shim known to containerd, as runtime handlers for Kubernetes' runtime classes.
+//!
+//! containerd's own configuration stays as it is: the handlers come as a file of their own, which it imports. A file that
+//! is imported replaces the settings of a plugin as a whole, so this one repeats those that containerd has for its CRI
+//! plugin now; after a change of those it is to be written again.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The file's name in the directory that containerd imports.
+const FILE: &str = "rt.toml";
+
+/// Make the shim known to containerd
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    client: Client,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Client {
+    Containerd(Containerd),
+}
+
+/// Write a drop-in file with the runtime handlers rt and rt-microvm
+#[derive(Debug, clap::Args)]
+struct Containerd {
+    /// Directory of drop-in files
+    #[arg(long, value_name = "DIR", default_value = "/etc/containerd/conf.d")]
+    dir: PathBuf,
+    /// containerd's own configuration, which must import that directory
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
+    config: PathBuf,
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Why it could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// containerd does not say what its settings are.
+    #[error("cannot get containerd's settings by `containerd --config {} config dump`: {reason}", config.display())]
+    Settings {
+        /// Its configuration.
+        config: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A file operation failed.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// As a verb.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The output could not be written.
+    #[error("write the output")]
+    Output(#[from] io::Error),
+}
+
+impl Args {
+    /// Installs, and says what was done and what is left to do.
+    ///
+    /// # Errors
+    /// containerd's version is not known, or a file could not be written.
+    pub fn run(&self, out: &mut impl Write) -> Result<(), InstallError> {
+        let Client::Containerd(containerd) = &self.client;
+        containerd.install(out)
+    }
+}
+
+impl Containerd {
+    fn install(&self, out: &mut impl Write) -> Result<(), InstallError> {
+        let path = self.dir.join(FILE);
+        let text = with_handlers(&self.settings()?).map_err(|reason| InstallError::Settings {
+            config: self.config.clone(),
+            reason,
+        })?;
+        if self.dry_run {
+            writeln!(out, "# {}", path.display())?;
+            out.write_all(text.as_bytes())?;
+        } else {
+            fs::create_dir_all(&self.dir)
+                .map_err(file_error("create", &self.dir))
+                .and_then(|()| fs::write(&path, &text).map_err(file_error("write", &path)))?;
+            writeln!(out, "wrote {}", path.display())?;
+        }
+        for step in self.steps_left() {
+            writeln!(out, "# {step}")?;
+        }
+        Ok(())
+    }
+
+    /// containerd's settings, with all that it imports and its defaults.
+    fn settings(&self) -> Result<String, InstallError> {
+        let failed = |reason: String| InstallError::Settings {
+            config: self.config.clone(),
+            reason,
+        };
+        let mut dump = Command::new("containerd");
+        if self.config.exists() {
+            dump.arg("--config").arg(&self.config);
+        }
+        let output = dump.args(["config", "dump"]).output();
+        let output = output.map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            ));
+        }
+        String::from_utf8(output.stdout).map_err(|error| failed(error.to_string()))
+    }
+
+    /// What the administrator has to see to.
+    fn steps_left(&self) -> Vec<String> {
+        let mut steps = Vec::new();
+        if !imports(&self.config, &self.dir) {
+            let (config, dir) = (self.config.display(), self.dir.display());
+            steps.push(format!(
+                "containerd does not read it yet: {config} needs the line: imports = [\"{dir}/*.toml\"]"
+            ));
+        }
+        let shims = ["containerd-shim-rt-v2", "containerd-shim-rt-microvm-v2"];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_there =
+            |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+        for shim in shims.iter().filter(|shim| !is_there(shim)) {
+            steps.push(format!(
+                "{shim} must be on containerd's PATH: see make install"
+            ));
+        }
+        steps.push("containerd reads it when it is started again".to_owned());
+        steps
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
+    let path = path.to_owned();
+    move |source| InstallError::File {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// Whether a configuration imports the files of a directory.
+fn imports(config: &Path, dir: &Path) -> bool {
+    let text = fs::read_to_string(config).unwrap_or_default();
+    let table: toml::Table = text.parse().unwrap_or_default();
+    let imports = table.get("imports").and_then(toml::Value::as_array);
+    imports.into_iter().flatten().any(|pattern| {
+        let pattern = Path::new(pattern.as_str().unwrap_or_default());
+        let name = pattern.file_name().and_then(|name| name.to_str());
+        pattern.parent() == Some(dir) && matches!(name, Some("*" | "*.toml" | FILE))
+    })
+}
+
+/// The drop-in file: the settings of the CRI plugin with our handlers among them. Pods may choose a model by the annotation
+/// too, if rt's own configuration lets them.
+fn with_handlers(settings: &str) -> Result<String, String> {
+    let mut settings: toml::Table = settings.parse().map_err(|error| format!("{error}"))?;
+    let version = settings
+        .remove("version")
+        .unwrap_or(toml::Value::Integer(0));
+    let plugin = match version.as_integer() {
+        // containerd 1.6 and 1.7
+        Some(2) => "io.containerd.grpc.v1.cri",
+        // containerd 2
+        Some(3) => "io.containerd.cri.v1.runtime",
+        _ => return Err(format!("their version is {version}, 2 and 3 are known")),
+    };
+    let mut plugins = match settings.remove("plugins") {
+        Some(toml::Value::Table(plugins)) => plugins,
+        _ => toml::Table::new(),
+    };
+    let mut cri = plugins.remove(plugin).unwrap_or(toml::Table::new().into());
+    let containerd = table_in(&mut cri, "containerd")?;
+    let runtimes = table_in(containerd, "runtimes")?;
+    for name in ["rt", "rt-microvm"] {
+        let handler = toml::Table::from_iter([
+            (
+                "runtime_type".to_owned(),
+                format!("io.containerd.{name}.v2").into(),
+            ),
+            ("pod_annotations".to_owned(), vec!["dev.rt.*"].into()),
+        ]);
+        if let Some(runtimes) = runtimes.as_table_mut() {
+            runtimes.insert(name.to_owned(), handler.into());
+        }
+    }
+    let plugins = toml::Table::from_iter([(plugin.to_owned(), cri)]);
+    let file = toml::Table::from_iter([
+        ("version".to_owned(), version),
+        ("plugins".to_owned(), plugins.into()),
+    ]);
+    Ok(format!("# Written by `rt install containerd`.\n{file}"))
+}
+
+/// The table that a table has under this name, made if it is not there.
+fn table_in<'a>(value: &'a mut toml::Value, name: &str) -> Result<&'a mut toml::Value, String> {
+    let table = value
+        .as_table_mut()
+        .ok_or_else(|| format!("{name} is not in a table"))?;
+    let inner = table.entry(name).or_insert(toml::Table::new().into());
+    match inner {
+        toml::Value::Table(_) => Ok(inner),
+        _ => Err(format!("{name} is no table")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plugins_other_settings_stay() {
+        for (version, plugin) in [
+            (2, "io.containerd.grpc.v1.cri"),
+            (3, "io.containerd.cri.v1.runtime"),
+        ] {
+            let settings = format!(
+                "version = {version}\n[plugins.'other']\na = 1\n[plugins.'{plugin}']\nsandbox = 'mine'\n\
+                 [plugins.'{plugin}'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n"
+            );
+            let file: toml::Table = with_handlers(&settings).unwrap().parse().unwrap();
+            let plugins = file["plugins"].as_table().unwrap();
+            assert_eq!(plugins.len(), 1);
+            assert_eq!(plugins[plugin]["sandbox"].as_str(), Some("mine"));
+            let runtimes = plugins[plugin]["containerd"]["runtimes"]
+                .as_table()
+                .unwrap();
+            let kind = |name: &str| runtimes[name]["runtime_type"].as_str();
+            assert_eq!(kind("runc"), Some("io.containerd.runc.v2"));
+            assert_eq!(kind("rt"), Some("io.containerd.rt.v2"));
+            assert_eq!(kind("rt-microvm"), Some("io.containerd.rt-microvm.v2"));
+        }
+        for wrong in [
+            "",
+            "version = 1",
+            "version = 2\n[plugins]\n'io.containerd.grpc.v1.cri' = 1",
+            "=",
+        ] {
+            assert!(with_handlers(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_import_of_the_directory_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.toml");
+        for (text, expected) in [
+            ("", false),
+            ("imports = [\"/etc/containerd/config.toml\"]", false),
+            (
+                "imports = [\"/a.toml\", \"/etc/containerd/conf.d/*.toml\"]",
+                true,
+            ),
+            ("imports = [\"/etc/containerd/conf.d/rt.toml\"]", true),
+        ] {
+            fs::write(&config, text).unwrap();
+            let dir = Path::new("/etc/containerd/conf.d");
+            assert_eq!(imports(&config, dir), expected, "{text}");
+        }
+    }
+}
