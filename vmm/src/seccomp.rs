@@ -307,6 +307,15 @@ pub fn confine(thread: Thread, policy: Policy) -> Result<(), SeccompError> {
     apply_filter(&program).map_err(|source| SeccompError::Install { thread, source })
 }
 
+/// Has the allocator ask the kernel for nothing but memory. To be called before this process has other threads.
+///
+/// With a heap for each thread, as it is by default, glibc's allocator reads a file below `/proc` when it first gives back
+/// part of one, at any `free`; a confined thread would be killed. The heap of the first thread grows and shrinks by brk(2).
+pub fn prepare_allocator() {
+    // SAFETY: it takes two numbers; no other thread is allocating.
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 impl From<SeccompError> for io::Error {
     fn from(error: SeccompError) -> Self {
         Self::other(error)
@@ -342,6 +351,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Runs itself in a process that has no heaps but the first thread's yet, as a VMM process begins.
+    #[test]
+    fn much_memory_can_be_given_back() {
+        const CHILD: &str = "RT_TEST_GIVES_BACK";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "seccomp::tests::much_memory_can_be_given_back";
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--test-threads=1"])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{child:?}");
+            return;
+        }
+        prepare_allocator();
+        let thread = std::thread::spawn(|| {
+            // Each too small to be a mapping of its own.
+            let blocks: Vec<_> = (0..100).map(|_| vec![1_u8; 100_000]).collect();
+            confine(Thread::Vsock, Policy::Enforce).unwrap();
+            drop(blocks);
+        });
+        thread.join().unwrap();
     }
 
     const ALL: [Thread; 5] = [

@@ -107,6 +107,7 @@ impl Execution<'_> {
 
     /// The stand-in's life; its exit code, if it does not end by a signal.
     fn stand_in(&self, reporter: Reporter) -> u8 {
+        vmm::seccomp::prepare_allocator();
         let begun = reporter
             .close_all_but(&[])
             .map_err(io_error("close inherited descriptors"))
