@@ -87,12 +87,21 @@ impl Outcome {
             return Ok(self);
         }
         Err(format!(
-            "exit code {}; stdout: {:?}; stderr: {:?}",
+            "exit code {}; stdout: {}; stderr: {}",
             self.code(),
-            self.stdout,
-            self.stderr
+            shown(&self.stdout),
+            shown(&self.stderr)
         )
         .into())
+    }
+}
+
+/// Output as a message has it: quoted, and its beginning only if it is long.
+fn shown(text: &str) -> String {
+    const MOST: usize = 2000;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?} and more, {} bytes", &text[..end], text.len()),
+        None => format!("{text:?}"),
     }
 }
 
