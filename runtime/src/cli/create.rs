@@ -153,6 +153,7 @@ impl Options {
             context.config(),
             context.binary,
         )?;
+        // If that was not clear before.
         model.seal()?;
         Ok(CreateOptions {
             id,

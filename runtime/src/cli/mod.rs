@@ -259,6 +259,14 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
     if let Command::Vmm(arguments) = &command {
         return Ok(microvm::run(arguments));
     }
+    let makes = matches!(
+        command,
+        Command::Run(_) | Command::Create(_) | Command::Restore(_)
+    );
+    // Whoever makes a container most likely enters one: what is done before this is done again.
+    if makes && global.isolation.or(binary) != Some(Model::Microvm) {
+        Model::Container.seal()?;
+    }
     let config = Config::load(global.config.as_deref())?;
     let root = global.root.clone().unwrap_or_else(default_root);
     // Other processes of ours get it too, and may have another working directory.
