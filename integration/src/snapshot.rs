@@ -85,7 +85,8 @@ pub fn state_directories(root: &Path) -> Vec<PathBuf> {
     };
     let pending = root.join("~pending");
     let mut found = entries(root);
-    found.retain(|path| *path != pending);
+    // What all containers share.
+    found.retain(|path| *path != pending && !path.ends_with("~seccomp"));
     found.extend(entries(&pending));
     found
 }

@@ -14,7 +14,8 @@ use crate::error::{Context, Error};
 use crate::handshake::{self, ChildEnd, Message, ParentEnd};
 use crate::namespaces::{self, ForChildren};
 use crate::report::Failure;
-use crate::seccomp::{Filter, SeccompAgent};
+use crate::seccomp::SeccompAgent;
+use crate::seccomp_cache;
 use crate::spec::validate_process;
 use crate::stdio::Ready;
 use crate::workload::{Program, Workload, close_on_exec_from, hide_from_tracing};
@@ -33,7 +34,10 @@ struct Plan<'a> {
     entrance: Entrance,
 }
 
-pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
+pub(crate) fn exec(
+    mut request: ExecRequest<'_>,
+    seccomp_cache: Option<&Path>,
+) -> Result<Created, Error> {
     validate_process(request.process)?;
     let init = open_init(request.init, request.init_start)?;
     if !request.ignore_paused && request.cgroup.is_frozen() {
@@ -41,7 +45,8 @@ pub(crate) fn exec(mut request: ExecRequest<'_>) -> Result<Created, Error> {
     }
     let stdio = std::mem::replace(&mut request.stdio, crate::Stdio::Inherit);
     let stdio = stdio.ready(request.process.terminal().unwrap_or(false))?;
-    let seccomp = request.seccomp.map(Filter::compile).transpose()?;
+    let compile = |profile| seccomp_cache::compile(profile, seccomp_cache);
+    let seccomp = request.seccomp.map(compile).transpose()?;
     let mut workload = Workload::new(request.process, seccomp);
     let name = request.cgroup.path().file_name().unwrap_or_default();
     workload.keyring = create::keyring(&name.to_string_lossy(), request.no_new_keyring)?;

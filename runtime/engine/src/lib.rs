@@ -28,6 +28,7 @@ mod processes;
 mod report;
 mod rootfs;
 mod seccomp;
+mod seccomp_cache;
 mod spec;
 mod stdio;
 mod workload;
@@ -56,6 +57,7 @@ use error::Context;
 #[derive(Clone, Debug)]
 pub struct Engine {
     directory: PathBuf,
+    seccomp_cache: Option<PathBuf>,
 }
 
 /// What a container is made from.
@@ -162,7 +164,16 @@ impl Engine {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            seccomp_cache: None,
         }
+    }
+
+    /// The same with a directory for compiled seccomp profiles, which is made in one that exists and may be shared with
+    /// other engines of this user.
+    #[must_use]
+    pub fn with_seccomp_cache(mut self, cache: impl Into<PathBuf>) -> Self {
+        self.seccomp_cache = Some(cache.into());
+        self
     }
 
     /// Makes a container. Its first process, a child of the caller, waits for [`Engine::start`], and ends if the
@@ -218,7 +229,7 @@ impl Engine {
     /// # Errors
     /// The container does not run, is frozen, or the process cannot be started as asked: then it never ran.
     pub fn exec(&self, request: ExecRequest<'_>) -> Result<Created, Error> {
-        exec::exec(request)
+        exec::exec(request, self.seccomp_cache.as_deref())
     }
 
     /// Kills what is left of the container and removes its cgroup and the engine's directory.

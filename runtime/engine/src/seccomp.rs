@@ -105,6 +105,27 @@ impl Filter {
         })
     }
 
+    /// The flags, and the program as it lies in memory: for a program of this machine and this version.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.flags.to_ne_bytes().to_vec();
+        for one in &self.program {
+            bytes.extend(one.code.to_ne_bytes());
+            bytes.extend([one.jt, one.jf]);
+            bytes.extend(one.k.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// What [`Filter::to_bytes`] gave; `None` if it is cut off.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (flags, program) = bytes.split_first_chunk()?;
+        let is_whole = !program.is_empty() && program.len().is_multiple_of(8);
+        is_whole.then(|| Self {
+            program: instructions(program),
+            flags: libc::c_uint::from_ne_bytes(*flags),
+        })
+    }
+
     /// Whether it has system calls decided by somebody else.
     pub(crate) fn notifies(&self) -> bool {
         self.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
@@ -275,7 +296,12 @@ fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> 
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0)).context(what)?;
     file.read_to_end(&mut bytes).context(what)?;
-    Ok(bytes
+    Ok(instructions(&bytes))
+}
+
+/// A program as the kernel's `struct sock_filter`s lie in memory.
+fn instructions(bytes: &[u8]) -> Vec<libc::sock_filter> {
+    bytes
         .chunks_exact(8)
         .map(|one| libc::sock_filter {
             code: u16::from_ne_bytes([one[0], one[1]]),
@@ -283,7 +309,7 @@ fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> 
             jf: one[3],
             k: u32::from_ne_bytes([one[4], one[5], one[6], one[7]]),
         })
-        .collect())
+        .collect()
 }
 
 fn action(

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use engine::cgroup::Cgroup;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
@@ -40,8 +40,14 @@ struct SignalError {
     source: io::Error,
 }
 
+/// The engine of the container whose directory in the state root this is.
+fn engine_in(dir: &Path) -> Engine {
+    // No id begins so.
+    Engine::new(dir.join(ENGINE_DIR)).with_seccomp_cache(dir.with_file_name("~seccomp"))
+}
+
 fn engine_of(container: &Target<'_>) -> Engine {
-    Engine::new(container.dir.join(ENGINE_DIR))
+    engine_in(container.dir)
 }
 
 fn cgroup_of(container: &Target<'_>) -> Result<Cgroup, IsolationError> {
@@ -127,7 +133,7 @@ impl Isolation for ContainerModel {
             no_pivot: context.no_pivot,
             no_new_keyring: context.no_new_keyring,
         };
-        let (created, hold) = Engine::new(context.dir.join(ENGINE_DIR))
+        let (created, hold) = engine_in(context.dir)
             .create(request)
             .map_err(IsolationError::failed)?;
         Ok(Made {
@@ -266,7 +272,7 @@ impl Isolation for ContainerModel {
         }
         let spec = context.bundle.spec();
         let cgroup = cgroup_to_make(context)?;
-        Engine::new(context.dir.join(ENGINE_DIR))
+        engine_in(context.dir)
             .adopt(&cgroup)
             .map_err(IsolationError::failed)?;
         cgroup.create().map_err(IsolationError::failed)?;

@@ -58,7 +58,7 @@ impl Container {
         Ok(Self {
             id: id.to_owned(),
             spec,
-            engine: Engine::new(directory.join(id)),
+            engine: Engine::new(directory.join(id)).with_seccomp_cache(directory.join("~seccomp")),
             bundle: directory.join(format!("{id}.bundle")),
             cgroup_path,
         })
