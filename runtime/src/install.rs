@@ -83,10 +83,14 @@ impl Args {
 impl Containerd {
     fn install(&self, out: &mut impl Write) -> Result<(), InstallError> {
         let path = self.dir.join(FILE);
-        let text = with_handlers(&self.settings()?).map_err(|reason| InstallError::Settings {
+        let failed = |reason| InstallError::Settings {
             config: self.config.clone(),
             reason,
-        })?;
+        };
+        let settings = self.settings()?;
+        let own = fs::read_to_string(&self.config).unwrap_or_default();
+        check_version(&own, &settings).map_err(failed)?;
+        let text = with_handlers(&settings).map_err(failed)?;
         if self.dry_run {
             writeln!(out, "# {}", path.display())?;
             out.write_all(text.as_bytes())?;
@@ -164,6 +168,22 @@ fn imports(config: &Path, dir: &Path) -> bool {
         let name = pattern.file_name().and_then(|name| name.to_str());
         pattern.parent() == Some(dir) && matches!(name, Some("*" | "*.toml" | FILE))
     })
+}
+
+/// containerd takes its configuration and what that imports for one version. So a file of a newer one would have it
+/// misread the configuration.
+fn check_version(own: &str, settings: &str) -> Result<(), String> {
+    let version = |text: &str| -> Result<Option<i64>, String> {
+        let table: toml::Table = text.parse().map_err(|error| format!("{error}"))?;
+        Ok(table.get("version").and_then(toml::Value::as_integer))
+    };
+    match (version(own)?, version(settings)?) {
+        (Some(own), Some(needed)) if own != needed => Err(format!(
+            "the file is of version {own} and this containerd writes version {needed}: put in its place what \
+             `containerd config migrate` makes of it"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The drop-in file: the settings of the CRI plugin with our handlers among them. Pods may choose a model by the annotation
@@ -253,6 +273,14 @@ mod tests {
         ] {
             assert!(with_handlers(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_configuration_of_another_version_is_left_alone() {
+        assert!(check_version("", "version = 3").is_ok());
+        assert!(check_version("version = 3", "version = 3").is_ok());
+        let refused = check_version("version = 2", "version = 3").unwrap_err();
+        assert!(refused.contains("config migrate"), "{refused}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -85,22 +86,29 @@ pub fn daemon(world: &World) -> Result<Output, Reason> {
 /// The same with more in its configuration.
 pub fn daemon_with(world: &World, settings: &str) -> Result<Output, Reason> {
     let config = world.dir().join("containerd.toml");
-    fs::write(
-        &config,
-        format!(
-            "version = 2\n\
-             root = \"/run/containerd-root\"\n\
-             state = \"/run/containerd-state\"\n\
-             {settings}\
-             [grpc]\n\
-             address = \"{SOCKET}\"\n"
-        ),
-    )?;
+    fs::write(&config, configuration(settings))?;
+    daemon_of(world, &config)
+}
+
+/// A daemon's configuration with these settings, in the form of containerd 1.
+pub fn configuration(settings: &str) -> String {
+    format!(
+        "version = 2\n\
+         root = \"/run/containerd-root\"\n\
+         state = \"/run/containerd-state\"\n\
+         {settings}\
+         [grpc]\n\
+         address = \"{SOCKET}\"\n"
+    )
+}
+
+/// Starts a daemon with this configuration.
+pub fn daemon_of(world: &World, config: &Path) -> Result<Output, Reason> {
     let mut command = world.command("containerd");
     // It finds our shim by its name.
     let path = env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{}:{path}", world.dir().display()));
-    let daemon = Output::of(command.arg("--config").arg(&config))?;
+    let daemon = Output::of(command.arg("--config").arg(config))?;
     daemon.wait_for("successfully booted", LIMIT)?;
     Ok(daemon)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use integration::{Claim, Outcome, Output, World, ensure, ensure_eq, finish, write_image};
 use serde_json::{Value, json};
 
-use crate::containerd::{SOCKET, daemon_with, pids_of};
+use crate::containerd::{SOCKET, configuration, daemon_of, pids_of};
 use crate::{CONTAINER, Entry, IMAGE, Reason, Start};
 
 /// The image of a sandbox: it only waits.
@@ -55,29 +55,37 @@ pub struct Cri {
 pub fn start(start: Start) -> Result<Cri, Reason> {
     let world = &start.world;
     let handlers = world.dir().join("conf.d");
-    let settings = |imports: &str| {
-        format!(
-            "{imports}\
-             disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\n\
-             restrict_oom_score_adj = true\n\
-             disable_hugetlb_controller = true\n\
-             sandbox_image = \"{PAUSE}\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
-             conf_dir = \"/run/no-networks\"\n"
-        )
-    };
-    // As an administrator does it: containerd's configuration, then the handlers.
-    let config = world.dir().join("plain.toml");
-    fs::write(&config, format!("version = 2\n{}", settings("")))?;
+    let imports = format!("imports = [\"{}/*.toml\"]\n", handlers.display());
+    let settings = format!(
+        "{imports}\
+         disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
+         [plugins.\"io.containerd.grpc.v1.cri\"]\n\
+         restrict_oom_score_adj = true\n\
+         disable_hugetlb_controller = true\n\
+         sandbox_image = \"{PAUSE}\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
+         conf_dir = \"/run/no-networks\"\n"
+    );
+    // As an administrator does it: containerd's configuration, in the form of its version, then the handlers.
+    let config = world.dir().join("containerd.toml");
+    fs::write(&config, configuration(&settings))?;
+    let mut migrate = world.command("containerd");
+    migrate
+        .arg("--config")
+        .arg(&config)
+        .args(["config", "migrate"]);
+    let migrated = finish(&mut migrate, None)?;
+    // Version 1 knows no other form and has no such command.
+    if migrated.status.success() && migrated.stdout.contains("version = 3") {
+        fs::write(&config, &migrated.stdout)?;
+    }
     let mut install = world.command(&start.runtime);
     install
         .args(["install", "containerd", "--config"])
         .arg(&config);
     install.arg("--dir").arg(&handlers);
     finish(&mut install, None)?.success()?;
-    let imports = format!("imports = [\"{}/*.toml\"]\n", handlers.display());
-    let daemon = daemon_with(world, &settings(&imports))?;
+    let daemon = daemon_of(world, &config)?;
     let pause = world.dir().join("pause.tar");
     write_image(&pause, PAUSE, &["/bin/sleep", "1000000"], world.dir())?;
     for image in [&pause, &start.image] {
