@@ -4,9 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use integration::{Bundle, Claim, Fixture, copy_program, ensure, ensure_eq};
+use integration::{Bundle, Claim, Fixture, Model, copy_program, ensure, ensure_eq, finish};
 use serde_json::{Value, json};
 
 use crate::Entry;
@@ -14,6 +14,10 @@ use crate::Entry;
 pub const CLAIMS: &[Entry] = &[
     ("state_is_told_at_each_step", state_is_told_at_each_step),
     ("workload_waits_for_start", workload_waits_for_start),
+    (
+        "the_bundle_can_choose_its_model",
+        the_bundle_can_choose_its_model,
+    ),
     ("kill_sends_any_signal", kill_sends_any_signal),
     (
         "running_container_is_not_deleted_without_force",
@@ -124,6 +128,27 @@ fn state_is_told_at_each_step(fixture: &Fixture) -> Claim {
         gone.stderr.contains("does not exist"),
         "reason: {:?}",
         gone.stderr
+    );
+    Ok(())
+}
+
+fn the_bundle_can_choose_its_model(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["annotations"]["dev.rt.isolation"] = json!(fixture.model().name());
+    bundle.args(&["/bin/uname", "-r"]);
+    bundle.save()?;
+    // Nothing on the command line says it.
+    let mut run = Command::new(fixture.binary());
+    run.arg("--root").arg(fixture.state_root());
+    run.args(["run", "--bundle"])
+        .arg(bundle.dir())
+        .arg(fixture.id("chosen"));
+    let kernel = finish(&mut run, None)?.success()?.stdout;
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    ensure_eq!(
+        kernel == host,
+        fixture.model() == Model::Container,
+        "kernel {kernel}"
     );
     Ok(())
 }

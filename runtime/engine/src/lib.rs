@@ -44,7 +44,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 pub use cgroup::Cgroup;
 pub use error::Error;
-pub use own_binary::seal;
+pub use own_binary::{own_path, seal};
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
 pub use rootfs::{KNOWN_MOUNT_OPTIONS, mount_on_host, unmount_on_host};

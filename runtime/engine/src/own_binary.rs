@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
 use nix::mount::MsFlags;
@@ -25,6 +25,20 @@ use crate::error::{Context, Error};
 use crate::rootfs::{Attributes, Tree};
 
 const OWN: &str = "/proc/self/exe";
+
+/// The variable that tells the program that is executed anew where its binary is: from a mount of its own it cannot see.
+const PATH: &str = "RT_BINARY";
+
+/// Where this program's binary was when it was executed first; what belongs to it is beside it.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn own_path() -> io::Result<PathBuf> {
+    match std::env::var_os(PATH) {
+        Some(path) if is_sealed(&File::open(OWN)?) => Ok(path.into()),
+        _ => std::env::current_exe(),
+    }
+}
 
 /// Executes this program anew, with the same arguments and environment, unless that was done already or its binary lies
 /// on a read-only mount anyway. To be called before anything is made that an execve(2) would lose.
@@ -54,7 +68,10 @@ pub fn seal() -> Result<(), Error> {
             .context(context)
     };
     let args = strings(std::env::args_os().collect())?;
-    let variables = std::env::vars_os().map(|(mut name, value)| {
+    let path = std::env::current_exe().context(context)?;
+    let others = std::env::vars_os().filter(|(name, _)| name != PATH);
+    let variables = others.chain([(PATH.into(), path.into())]);
+    let variables = variables.map(|(mut name, value)| {
         name.push("=");
         name.push(value);
         name

@@ -195,6 +195,10 @@ impl Context<'_> {
 /// Runs the command line and returns the exit code. The first argument is the name we were called by.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if may_enter_a_container(&arguments) {
+        // Should it fail, the command does it again when it knows that it must, and says why it cannot.
+        let _ = Model::Container.seal();
+    }
     let binary = arguments
         .first()
         .and_then(|name| Model::of_binary(Path::new(name)));
@@ -230,6 +234,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
+/// Whether a command line looks as if it makes or enters a container of the host. What is done before the binary is sealed
+/// is done twice, so that it is worth a guess: a wrong one costs no more than one more execve(2).
+fn may_enter_a_container(arguments: &[OsString]) -> bool {
+    let enters = |word: &OsString| word == "run" || word == "create" || word == "exec";
+    let is_microvm = |word: &OsString| word.as_encoded_bytes().ends_with(b"microvm");
+    arguments.iter().any(enters) && !arguments.iter().any(is_microvm)
+}
+
 /// Logs a command line that is wrong, for clients that read the reason from the log alone, and returns the exit code.
 fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
     use clap::CommandFactory;
@@ -258,14 +270,6 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
     // The VMM process is told everything by its parent.
     if let Command::Vmm(arguments) = &command {
         return Ok(microvm::run(arguments));
-    }
-    let makes = matches!(
-        command,
-        Command::Run(_) | Command::Create(_) | Command::Restore(_)
-    );
-    // Whoever makes a container most likely enters one: what is done before this is done again.
-    if makes && global.isolation.or(binary) != Some(Model::Microvm) {
-        Model::Container.seal()?;
     }
     let config = Config::load(global.config.as_deref())?;
     let root = global.root.clone().unwrap_or_else(default_root);

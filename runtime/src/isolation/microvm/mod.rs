@@ -499,7 +499,7 @@ fn refuse_foreign_machines(vm: Option<&VmSection>) -> Result<(), IsolationError>
 
 /// The agent's binary: as configured, else beside this one.
 pub(crate) fn agent_binary(configured: Option<&Path>) -> Result<PathBuf, IsolationError> {
-    let beside = || std::env::current_exe().map(|own| own.with_file_name("rt-agent"));
+    let beside = || engine::own_path().map(|own| own.with_file_name("rt-agent"));
     let path = configured
         .map_or_else(beside, |path| Ok(path.to_owned()))
         .map_err(io_error("find this binary"))?;
