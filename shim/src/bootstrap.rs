@@ -90,6 +90,22 @@ fn socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{name}.sock"))
 }
 
+/// Removes the socket of a server that is gone, by the address in a container's bundle.
+pub fn remove_socket(bundle: &Path) {
+    let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).unwrap_or_default();
+    let socket = Path::new(address.strip_prefix("unix://").unwrap_or_default());
+    let lock = File::open(SOCKETS);
+    let is_ours = socket.parent() == Some(Path::new(SOCKETS));
+    // Under the lock, since another container of the pod may be starting a server there just now.
+    if let Ok(lock) = lock
+        && is_ours
+        && rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).is_ok()
+        && UnixStream::connect(socket).is_err()
+    {
+        let _ = fs::remove_file(socket);
+    }
+}
+
 /// Starts the server, which gets the listening socket as its standard input: containerd can connect at once.
 fn spawn(flags: &Flags, socket: &Path) -> Result<(), Failure> {
     let _ = fs::remove_file(socket);
@@ -98,7 +114,7 @@ fn spawn(flags: &Flags, socket: &Path) -> Result<(), Failure> {
     fs::set_permissions(socket, PermissionsExt::from_mode(0o600))
         .map_err(Failure::io(format_args!("guard {}", socket.display())))?;
     let program = env::current_exe().map_err(Failure::io("find this program"))?;
-    // The name that we were called by selects the model; beside the program's own place is the agent.
+    // The name that we were called by selects the model.
     let name = flags.program.file_name().unwrap_or(program.as_os_str());
     let mut server = Command::new(&program);
     server

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use runtime::lifecycle::Lifecycle;
-use runtime::state::Store;
 
+use crate::bootstrap::remove_socket;
 use crate::error::{Failure, Kind};
 use crate::events::timestamp;
 use crate::flags::Flags;
 use crate::options::Options;
+use crate::worker::lifecycle;
 
 /// The state root's parent, where the options do not say another.
 const ROOT: &str = "/run/containerd/rt";
@@ -52,10 +52,7 @@ pub fn delete(flags: &Flags) -> Result<(), Failure> {
         // Nothing was made yet.
         Err(_) => Options::default(),
     };
-    let store = Store::new(state_root(&options, &flags.namespace));
-    let config = runtime::config::Config::load(options.config_path.as_deref())
-        .map_err(|error| Failure::new(Kind::Invalid, runtime::error_chain(&error)))?;
-    let lifecycle = Lifecycle::new(store, config);
+    let lifecycle = lifecycle(&state_root(&options, &flags.namespace), &options)?;
     let id = flags
         .id
         .parse()
@@ -63,6 +60,7 @@ pub fn delete(flags: &Flags) -> Result<(), Failure> {
     let pid = lifecycle.state(&id).map_or(0, |state| state.pid);
     lifecycle.delete(&id, true)?;
     engine::unmount_on_host(&rootfs(&bundle))?;
+    remove_socket(&bundle);
     let response = DeleteResponse {
         pid: pid.unsigned_abs(),
         // Nobody knows any more; that of a process that was killed.

@@ -22,7 +22,7 @@ use crate::flags::Flags;
 use crate::reaper;
 use crate::service::Service;
 use crate::tasks::Tasks;
-use crate::worker::{Defaults, Worker};
+use crate::worker::Worker;
 
 /// The task service's names: version 3 is version 2 under another name.
 const VERSION_3: &str = "/containerd.task.v3.Task/";
@@ -39,12 +39,11 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Serves the socket that is our standard input until containerd says that it is enough.
 pub fn serve(flags: &Flags) -> Result<(), Failure> {
-    // Before anything else: processes of ours enter containers.
+    open_log(flags.debug);
+    // Processes of ours enter containers.
     Model::Container
         .seal()
         .map_err(|error| Failure::new(Kind::Other, runtime::error_chain(&error)))?;
-    // Not of containerd's process group, so that what ends that leaves us.
-    let _ = nix::unistd::setsid();
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: no handler is installed. Containers' processes get their dispositions from the engine.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
@@ -56,18 +55,13 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
         .local_addr()
         .ok()
         .and_then(|address| address.as_pathname().map(Path::to_owned));
-    open_log(flags.debug);
-    let defaults = Defaults {
-        model: flags.model(),
-        agent: flags.program.with_file_name("rt-agent"),
-    };
     // The last moment with one thread.
-    let worker = Worker::fork(&defaults, listener.as_fd())?;
+    let worker = Worker::fork(flags.model(), listener.as_fd())?;
     let address = env::var(EVENTS_ADDRESS).unwrap_or_default();
     let events = Events::new(address, flags.namespace.clone())?;
     let tasks = Arc::new(Tasks::new(events));
     reaper::start(Arc::clone(&tasks))?;
-    let (service, ended) = Service::new(flags, defaults, worker, Arc::clone(&tasks));
+    let (service, ended) = Service::new(flags, worker, Arc::clone(&tasks));
     let service: Arc<dyn containerd_shim_protos::Task + Send + Sync> = Arc::new(service);
     let failed = |error: ttrpc::Error| Failure::new(Kind::Other, format!("cannot serve: {error}"));
     let mut server = ttrpc::Server::new()
@@ -78,10 +72,11 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
     server.start().map_err(failed)?;
     // The service lives as long as the server, so that this is what it says.
     let _ = ended.recv();
-    tasks.events.flush(FAREWELL);
+    // First, so that no new container of the pod finds us.
     if let Some(socket) = socket {
         let _ = fs::remove_file(socket);
     }
+    tasks.events.flush(FAREWELL);
     server.shutdown();
     Ok(())
 }

@@ -39,6 +39,8 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            // The server has no standard error, but a log.
+            tracing::error!("{failure}");
             eprintln!("containerd-shim-rt-v2: {failure}");
             ExitCode::FAILURE
         }

@@ -44,7 +44,7 @@ use crate::options::Options;
 use crate::process::{Exit, Phase, Process};
 use crate::stdio::{Addresses, Kept, Logged, Streams};
 use crate::tasks::{Container, Exec, State, Tasks};
-use crate::worker::{Defaults, Done, Operation, Request, Worker};
+use crate::worker::{Done, Operation, Request, Worker, lifecycle};
 
 /// How long a process may take to be reaped after its container was deleted.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -54,7 +54,6 @@ type Reply<T> = Result<T, Failure>;
 /// The service.
 pub struct Service {
     namespace: String,
-    defaults: Defaults,
     worker: Worker,
     tasks: Arc<Tasks>,
     end: SyncSender<()>,
@@ -62,16 +61,10 @@ pub struct Service {
 
 impl Service {
     /// The service, and where it says that it is to end.
-    pub fn new(
-        flags: &Flags,
-        defaults: Defaults,
-        worker: Worker,
-        tasks: Arc<Tasks>,
-    ) -> (Self, Receiver<()>) {
+    pub fn new(flags: &Flags, worker: Worker, tasks: Arc<Tasks>) -> (Self, Receiver<()>) {
         let (end, ended) = mpsc::sync_channel(1);
         let service = Self {
             namespace: flags.namespace.clone(),
-            defaults,
             worker,
             tasks,
             end,
@@ -105,7 +98,7 @@ impl Service {
             .map_err(|error| Failure::new(Kind::Invalid, format!("{error}")))?;
         let options = Options::of(request.options.as_ref())?;
         let root = state_root(&options, &self.namespace);
-        let lifecycle = Arc::new(self.defaults.lifecycle(&root, &options)?);
+        let lifecycle = Arc::new(lifecycle(&root, &options)?);
         {
             let mut state = self.tasks.lock();
             state.reserve(&request.id)?;

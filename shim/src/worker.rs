@@ -80,27 +80,11 @@ pub struct Done {
     has_terminal: bool,
 }
 
-/// What all operations of this server have in common.
-#[derive(Debug, Clone)]
-pub struct Defaults {
-    /// The model that the name of the binary stands for.
-    pub model: Option<Model>,
-    /// The agent's binary, where the configuration does not say.
-    pub agent: PathBuf,
-}
-
-impl Defaults {
-    /// The containers of a state root.
-    pub fn lifecycle(&self, root: &Path, options: &Options) -> Result<Lifecycle, Failure> {
-        let mut config = Config::load(options.config_path.as_deref())
-            .map_err(|error| Failure::new(Kind::Invalid, runtime::error_chain(&error)))?;
-        // By its path, since this program runs from a mount that has no other file.
-        config
-            .microvm
-            .agent
-            .get_or_insert_with(|| self.agent.clone());
-        Ok(Lifecycle::new(Store::new(root.to_owned()), config))
-    }
+/// The containers of a state root.
+pub fn lifecycle(root: &Path, options: &Options) -> Result<Lifecycle, Failure> {
+    let config = Config::load(options.config_path.as_deref())
+        .map_err(|error| Failure::new(Kind::Invalid, runtime::error_chain(&error)))?;
+    Ok(Lifecycle::new(Store::new(root.to_owned()), config))
 }
 
 /// The process that forks one for each operation.
@@ -110,11 +94,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Forks it. `close` is what it must not keep.
+    /// Forks it. `model` is that of containers that do not say one, `close` what it must not keep.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn fork(defaults: &Defaults, close: BorrowedFd<'_>) -> Result<Self, Failure> {
+    pub fn fork(model: Option<Model>, close: BorrowedFd<'_>) -> Result<Self, Failure> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -128,7 +112,7 @@ impl Worker {
             Ok(ForkResult::Child) => {
                 drop(ours);
                 let _ = nix::unistd::close(close.as_raw_fd());
-                serve(&theirs, defaults)
+                serve(&theirs, model)
             }
             Err(errno) => Err(Failure::io("fork")(errno.into())),
         }
@@ -160,7 +144,7 @@ impl Worker {
 }
 
 /// The worker's life. It ends with the server.
-fn serve(control: &OwnedFd, defaults: &Defaults) -> ! {
+fn serve(control: &OwnedFd, model: Option<Model>) -> ! {
     // SAFETY: no handler is installed. Ignored, so that the kernel reaps those that are forked below.
     let _ = unsafe { signal(NixSignal::SIGCHLD, SigHandler::SigIgn) };
     loop {
@@ -174,7 +158,7 @@ fn serve(control: &OwnedFd, defaults: &Defaults) -> ! {
                 // SAFETY: no handler is installed. The engine waits for its children itself.
                 let _ = unsafe { signal(NixSignal::SIGCHLD, SigHandler::SigDfl) };
                 let _ = nix::unistd::close(control.as_raw_fd());
-                let served = serve_one(UnixStream::from(connection), defaults);
+                let served = serve_one(UnixStream::from(connection), model);
                 exit(i32::from(served.is_err()));
             }
             Ok(ForkResult::Parent { .. }) => {}
@@ -187,13 +171,13 @@ fn serve(control: &OwnedFd, defaults: &Defaults) -> ! {
     }
 }
 
-fn serve_one(mut connection: UnixStream, defaults: &Defaults) -> io::Result<()> {
+fn serve_one(mut connection: UnixStream, model: Option<Model>) -> io::Result<()> {
     let (request, files): (Request, _) = receive(&mut connection)?;
     for (target, file) in (0..).zip(&files) {
         dup2(file.as_raw_fd(), target)?;
     }
     drop(files);
-    let done = carry_out(&request, defaults);
+    let done = carry_out(&request, model);
     let (answer, terminal) = match done {
         Ok((pid, terminal)) => {
             let has_terminal = terminal.is_some();
@@ -206,8 +190,8 @@ fn serve_one(mut connection: UnixStream, defaults: &Defaults) -> io::Result<()> 
 }
 
 /// Does an operation; returns the process that was started and its terminal.
-fn carry_out(request: &Request, defaults: &Defaults) -> Result<(i32, Option<OwnedFd>), Failure> {
-    let lifecycle = defaults.lifecycle(&request.root, &request.options)?;
+fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<OwnedFd>), Failure> {
+    let lifecycle = lifecycle(&request.root, &request.options)?;
     let id = &request.id;
     match &request.operation {
         Operation::Create { bundle } => {
@@ -215,7 +199,7 @@ fn carry_out(request: &Request, defaults: &Defaults) -> Result<(i32, Option<Owne
                 Failure::new(Kind::Invalid, runtime::error_chain(error))
             };
             let bundle = Bundle::load(bundle).map_err(|error| invalid(&error))?;
-            let model = select(None, &bundle, lifecycle.config(), defaults.model)
+            let model = select(None, &bundle, lifecycle.config(), model)
                 .map_err(|error| invalid(&error))?;
             let terminal = bundle.spec().process().as_ref().and_then(Process::terminal);
             let systemd_cgroup = request.options.systemd_cgroup || is_scope(bundle.spec());

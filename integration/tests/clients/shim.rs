@@ -2,6 +2,7 @@
 //! what becomes of containers when one of the two daemons is killed.
 
 use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -235,6 +236,15 @@ fn standard_input_ends_when_it_is_closed(containerd: &Containerd) -> Claim {
     remove(containerd, id)
 }
 
+/// The socket of the shim that serves a container, as this process reaches it.
+fn socket(containerd: &Containerd, id: &str) -> Result<PathBuf, Reason> {
+    let state = "/run/containerd-state/io.containerd.runtime.v2.task";
+    let bundle = format!("{state}/{}/{id}", containerd.world().cgroup());
+    let address = fs::read_to_string(containerd.world().path(&format!("{bundle}/address")))?;
+    let socket = address.strip_prefix("unix://").ok_or("no path socket")?;
+    Ok(containerd.world().path(socket))
+}
+
 /// Calls a method of the shim that serves a container, as another version of containerd would.
 fn call<Q: Message, A: Message>(
     containerd: &Containerd,
@@ -242,11 +252,7 @@ fn call<Q: Message, A: Message>(
     (version, method): (u8, &str),
     request: &Q,
 ) -> Result<A, Reason> {
-    let state = "/run/containerd-state/io.containerd.runtime.v2.task";
-    let bundle = format!("{state}/{}/{id}", containerd.world().cgroup());
-    let address = fs::read_to_string(containerd.world().path(&format!("{bundle}/address")))?;
-    let socket = address.strip_prefix("unix://").ok_or("no path socket")?;
-    let socket = containerd.world().path(socket);
+    let socket = socket(containerd, id)?;
     let client = Client::connect(&format!("unix://{}", socket.display()))?;
     let response = client.request(ttrpc::Request {
         service: format!("containerd.task.v{version}.Task"),
@@ -330,6 +336,7 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
         ensure_eq!(containerd.status(id)?, "RUNNING", "status");
         Ok(())
     })?;
+    let socket = socket(containerd, id)?;
     for pid in shims(id)? {
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     }
@@ -337,6 +344,7 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     wait_with_limit(&mut attached, LIMIT)?;
     eventually(|| {
         ensure_eq!(containerd.status(id)?, "none", "status");
+        ensure!(!fs::exists(&socket)?, "{} is left", socket.display());
         containerd.nothing_left_of(id)
     })?;
     let _ = containerd.told(&["containers", "delete", id]);
