@@ -1,7 +1,15 @@
 //! The `rt` command.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use runtime::isolation::microvm;
+
 fn main() -> ExitCode {
-    ExitCode::from(runtime::cli::main(std::env::args_os()))
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    ExitCode::from(if microvm::is_vmm(&arguments) {
+        microvm::main(arguments)
+    } else {
+        runtime::cli::main(arguments)
+    })
 }

@@ -29,12 +29,12 @@ use std::process::ExitCode;
 
 use error::Failure;
 use flags::{Action, Flags};
+use runtime::isolation::microvm;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    if arguments.get(1).is_some_and(|first| first == "vmm") {
-        let code = runtime::isolation::microvm::main(arguments.into_iter().skip(1));
-        return ExitCode::from(code);
+    if microvm::is_vmm(&arguments) {
+        return ExitCode::from(microvm::main(arguments));
     }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,

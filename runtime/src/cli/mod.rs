@@ -24,7 +24,7 @@ use clap::Parser;
 
 use crate::config::{Config, ConfigError};
 use crate::id::{ContainerId, IdError};
-use crate::isolation::{Model, microvm};
+use crate::isolation::Model;
 use crate::lifecycle::{self, Lifecycle};
 use crate::log;
 use crate::state::Store;
@@ -112,8 +112,6 @@ enum Command {
     Doctor(doctor::cli::Args),
     Bench(bench::BenchArgs),
     Install(install::Args),
-    #[command(hide = true)]
-    Vmm(microvm::VmmArgs),
 }
 
 /// Why a command failed.
@@ -267,10 +265,6 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
 
 fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
     let Cli { global, command } = cli;
-    // The VMM process is told everything by its parent.
-    if let Command::Vmm(arguments) = &command {
-        return Ok(microvm::run(arguments));
-    }
     let config = Config::load(global.config.as_deref())?;
     let root = global.root.clone().unwrap_or_else(default_root);
     // Other processes of ours get it too, and may have another working directory.
@@ -322,7 +316,6 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         }
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Install(arguments) => arguments.run(&mut out)?,
-        Command::Vmm(_) => {}
     }
     Ok(0)
 }

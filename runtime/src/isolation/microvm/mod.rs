@@ -49,7 +49,7 @@ use crate::guest::Store;
 use crate::process::PidFd;
 use crate::signal::Signal;
 
-pub use vmm_process::{VmmArgs, main, run};
+pub use vmm_process::{is_vmm, main};
 
 /// What happens to a thread that serves a guest and asks the host's kernel for more than it needs.
 const CONFINEMENT: Policy = Policy::Enforce;
@@ -550,7 +550,7 @@ fn spawn_vmm(orders: &Orders) -> Result<Made, IsolationError> {
     let (report, reporter) = report::channel().map_err(io_error("make a pipe"))?;
     let report_write = reporter.into_fd();
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("rt").arg("vmm");
+    command.arg0("rt").arg(vmm_process::ARGUMENT);
     command
         .arg("--orders-fd")
         .arg(orders_read.as_raw_fd().to_string());

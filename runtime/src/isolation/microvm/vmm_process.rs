@@ -94,9 +94,13 @@ pub struct Orders {
     pub console_socket: Option<PathBuf>,
 }
 
-/// Arguments of the hidden `vmm` subcommand, which only `rt` itself calls.
-#[derive(Debug, clap::Args)]
-pub struct VmmArgs {
+/// The first argument of a program that is to be a VMM process.
+pub(super) const ARGUMENT: &str = "vmm";
+
+/// The command line of a VMM process, which only its creator writes. Told apart before any other is looked at: what
+/// parses those would stay in the memory of each machine's process.
+#[derive(Debug, clap::Parser)]
+struct VmmArgs {
     /// Descriptor to read the orders from.
     #[arg(long)]
     orders_fd: RawFd,
@@ -108,16 +112,16 @@ pub struct VmmArgs {
     hold_fd: RawFd,
 }
 
-/// The command line of a VMM process, which a program that makes microVMs must be able to become: its first argument is
-/// then `vmm`, from which `arguments` begin.
+/// Whether this is the command line of a VMM process. A program that makes microVMs is executed so, and must then be
+/// [`main`].
+pub fn is_vmm(arguments: &[OsString]) -> bool {
+    arguments.get(1).is_some_and(|first| first == ARGUMENT)
+}
+
+/// The VMM process, by its command line with the program's name first; returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    #[derive(clap::Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: VmmArgs,
-    }
-    match <Command as clap::Parser>::try_parse_from(arguments) {
-        Ok(command) => run(&command.args),
+    match <VmmArgs as clap::Parser>::try_parse_from(arguments.into_iter().skip(1)) {
+        Ok(args) => run(&args),
         Err(error) => {
             let _ = error.print();
             1
@@ -208,7 +212,7 @@ fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
 }
 
 /// The VMM process's life: boots, reports, and ends as the container's init ends. The result is its exit code.
-pub fn run(args: &VmmArgs) -> u8 {
+fn run(args: &VmmArgs) -> u8 {
     seccomp::prepare_allocator();
     // SAFETY: our parent made these descriptors for us and nobody else in this process knows them.
     let (orders, report, held) = unsafe {
