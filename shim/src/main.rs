@@ -17,6 +17,7 @@ mod flags;
 mod metrics;
 mod options;
 mod process;
+mod protocol;
 mod reaper;
 mod service;
 mod stdio;

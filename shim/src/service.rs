@@ -9,13 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
-use containerd_shim_protos::Task;
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
-    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
-    Mount, PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
-    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
+    DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, Mount, PidsRequest,
+    PidsResponse, ProcessInfo, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::events::task::{
     TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused,
@@ -28,7 +26,6 @@ use containerd_shim_protos::topics::{
     TASK_EXEC_ADDED_EVENT_TOPIC, TASK_EXEC_STARTED_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC,
     TASK_RESUMED_EVENT_TOPIC, TASK_START_EVENT_TOPIC,
 };
-use containerd_shim_protos::ttrpc::{self, TtrpcContext};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use runtime::id::ContainerId;
 use runtime::isolation::Images;
@@ -49,13 +46,14 @@ use crate::worker::{Done, Operation, Request, Worker, lifecycle};
 /// How long a process may take to be reaped after its container was deleted.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-type Reply<T> = Result<T, Failure>;
+/// What a method answers.
+pub type Reply<T> = Result<T, Failure>;
 
 /// The service.
 pub struct Service {
     namespace: String,
     worker: Worker,
-    tasks: Arc<Tasks>,
+    pub tasks: Arc<Tasks>,
     end: SyncSender<()>,
 }
 
@@ -87,7 +85,8 @@ impl Service {
         }
     }
 
-    fn create(&self, request: &CreateTaskRequest) -> Reply<CreateTaskResponse> {
+    /// Makes a container that waits for its start.
+    pub fn create(&self, request: &CreateTaskRequest) -> Reply<CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
             let reason = "restoring from a checkpoint is the command line's: rt restore";
             return Err(Failure::new(Kind::Unsupported, reason));
@@ -197,7 +196,8 @@ impl Service {
         Ok((done.pid, streams.into_kept(terminal)?))
     }
 
-    fn start(&self, request: &StartRequest) -> Reply<StartResponse> {
+    /// Lets a container's workload run, or starts a process of an `exec`.
+    pub fn start(&self, request: &StartRequest) -> Reply<StartResponse> {
         let (id, exec) = (request.id.as_str(), request.exec_id.as_str());
         {
             let mut state = self.tasks.lock();
@@ -306,7 +306,8 @@ impl Service {
         Ok(pid)
     }
 
-    fn delete(&self, request: &DeleteRequest) -> Reply<DeleteResponse> {
+    /// Removes a container or a process that has ended, or was never started.
+    pub fn delete(&self, request: &DeleteRequest) -> Reply<DeleteResponse> {
         let (id, exec) = (request.id.as_str(), request.exec_id.as_str());
         let is_running = {
             let mut state = self.tasks.lock();
@@ -355,7 +356,8 @@ impl Service {
         Ok((pid, Some(exit)))
     }
 
-    fn exec(&self, request: &ExecProcessRequest) -> Reply<()> {
+    /// Notes a process that is to be started in a container.
+    pub fn exec(&self, request: &ExecProcessRequest) -> Reply<()> {
         let spec = request.spec.as_ref().map(|spec| spec.value.as_slice());
         let mut spec: oci_spec::runtime::Process = serde_json::from_slice(spec.unwrap_or_default())
             .map_err(|error| Failure::new(Kind::Invalid, format!("the process: {error}")))?;
@@ -391,7 +393,8 @@ impl Service {
         Ok(())
     }
 
-    fn state(&self, request: &StateRequest) -> Reply<StateResponse> {
+    /// What is known of a process.
+    pub fn state(&self, request: &StateRequest) -> Reply<StateResponse> {
         let mut state = self.tasks.lock();
         let container = state.container(&request.id)?;
         let (bundle, is_paused) = (container.bundle.clone(), container.paused);
@@ -419,7 +422,8 @@ impl Service {
         Ok(response)
     }
 
-    fn pids(&self, request: &PidsRequest) -> Reply<PidsResponse> {
+    /// The processes of a container, with the ids of those that an `exec` started.
+    pub fn pids(&self, request: &PidsRequest) -> Reply<PidsResponse> {
         let (lifecycle, id) = self.lifecycle(&request.id)?;
         let pids = lifecycle.processes(&id)?;
         let mut state = self.tasks.lock();
@@ -451,7 +455,8 @@ impl Service {
         Ok((Arc::clone(&container.lifecycle), container.id.clone()))
     }
 
-    fn kill(&self, request: &KillRequest) -> Reply<()> {
+    /// Sends a signal.
+    pub fn kill(&self, request: &KillRequest) -> Reply<()> {
         let signal = i32::try_from(request.signal).ok();
         let signal = signal.and_then(|signal| Signal::try_from(signal).ok());
         let signal = signal.ok_or_else(|| {
@@ -485,7 +490,8 @@ impl Service {
         })
     }
 
-    fn pause(&self, id: &str, paused: bool) -> Reply<()> {
+    /// Stops a container's processes where they are, or lets them go on.
+    pub fn pause(&self, id: &str, paused: bool) -> Reply<()> {
         let operation = match paused {
             true => Operation::Pause,
             false => Operation::Resume,
@@ -509,7 +515,8 @@ impl Service {
         Ok(())
     }
 
-    fn checkpoint(&self, request: &CheckpointTaskRequest) -> Reply<()> {
+    /// Writes a container's processes to images.
+    pub fn checkpoint(&self, request: &CheckpointTaskRequest) -> Reply<()> {
         let wrong = |reason: String| Failure::new(Kind::Invalid, reason);
         let options = request.options.as_ref().map(|any| any.value.as_slice());
         let options = CheckpointOptions::parse_from_bytes(options.unwrap_or_default())
@@ -554,7 +561,8 @@ impl Service {
         Ok(())
     }
 
-    fn update(&self, request: &UpdateTaskRequest) -> Reply<()> {
+    /// Changes a container's limits.
+    pub fn update(&self, request: &UpdateTaskRequest) -> Reply<()> {
         let text = request.resources.as_ref().map(|any| any.value.as_slice());
         let resources = serde_json::from_slice(text.unwrap_or_default())
             .map_err(|error| Failure::new(Kind::Invalid, format!("the resources: {error}")))?;
@@ -562,7 +570,8 @@ impl Service {
             .map(drop)
     }
 
-    fn wait(&self, request: &WaitRequest) -> Reply<WaitResponse> {
+    /// Waits for the end of a process.
+    pub fn wait(&self, request: &WaitRequest) -> Reply<WaitResponse> {
         let exit = self.tasks.wait(&request.id, &request.exec_id, None)?;
         Ok(WaitResponse {
             exit_status: exit.status,
@@ -571,7 +580,8 @@ impl Service {
         })
     }
 
-    fn stats(&self, request: &StatsRequest) -> Reply<StatsResponse> {
+    /// What a container has used.
+    pub fn stats(&self, request: &StatsRequest) -> Reply<StatsResponse> {
         let (lifecycle, id) = self.lifecycle(&request.id)?;
         let stats = metrics::of(&lifecycle.stats(&id)?);
         Ok(StatsResponse {
@@ -580,7 +590,8 @@ impl Service {
         })
     }
 
-    fn connect(&self, request: &ConnectRequest) -> Reply<ConnectResponse> {
+    /// Who serves the container.
+    pub fn connect(&self, request: &ConnectRequest) -> Reply<ConnectResponse> {
         let mut state = self.tasks.lock();
         // Asked for also when nothing is made yet.
         let pid = state
@@ -595,7 +606,7 @@ impl Service {
     }
 
     /// Ends the server unless it has containers: that of a pod is told for each of them.
-    fn shutdown(&self) {
+    pub fn shutdown(&self) {
         if self.tasks.lock().is_empty() {
             // Full means that it was told before.
             let _ = self.end.try_send(());
@@ -631,98 +642,4 @@ fn shares_pids(spec: &Spec) -> bool {
         .into_iter()
         .flatten()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
-}
-
-/// Answers a method of the protocol, and logs why it was refused.
-fn answer<T>(method: &str, reply: Reply<T>) -> ttrpc::Result<T> {
-    reply.map_err(|failure| {
-        tracing::debug!("{method}: {failure}");
-        failure.into()
-    })
-}
-
-impl Task for Service {
-    fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        answer("state", Service::state(self, &request))
-    }
-
-    fn create(
-        &self,
-        _: &TtrpcContext,
-        request: CreateTaskRequest,
-    ) -> ttrpc::Result<CreateTaskResponse> {
-        answer("create", Service::create(self, &request))
-    }
-
-    fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        answer("start", Service::start(self, &request))
-    }
-
-    fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        answer("delete", Service::delete(self, &request))
-    }
-
-    fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        answer("pids", Service::pids(self, &request))
-    }
-
-    fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        answer("pause", Service::pause(self, &request.id, true)).map(|()| Empty::new())
-    }
-
-    fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        answer("resume", Service::pause(self, &request.id, false)).map(|()| Empty::new())
-    }
-
-    fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        answer("checkpoint", Service::checkpoint(self, &request)).map(|()| Empty::new())
-    }
-
-    fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        answer("kill", Service::kill(self, &request)).map(|()| Empty::new())
-    }
-
-    fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        answer("exec", Service::exec(self, &request)).map(|()| Empty::new())
-    }
-
-    fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        let mut state = self.tasks.lock();
-        let resized = state
-            .process(&request.id, &request.exec_id)
-            .and_then(|process| process.resize(request.width, request.height));
-        answer("resize", resized).map(|()| Empty::new())
-    }
-
-    fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        let mut state = self.tasks.lock();
-        let process = state.process(&request.id, &request.exec_id);
-        let closed = process.map(|process| {
-            if request.stdin {
-                process.close_stdin();
-            }
-        });
-        answer("close", closed).map(|()| Empty::new())
-    }
-
-    fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        answer("update", Service::update(self, &request)).map(|()| Empty::new())
-    }
-
-    fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        answer("wait", Service::wait(self, &request))
-    }
-
-    fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        answer("stats", Service::stats(self, &request))
-    }
-
-    fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        answer("connect", Service::connect(self, &request))
-    }
-
-    fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        Service::shutdown(self);
-        Ok(Empty::new())
-    }
 }
