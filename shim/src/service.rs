@@ -30,6 +30,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use runtime::id::ContainerId;
 use runtime::isolation::Images;
 use runtime::lifecycle::Lifecycle;
+use runtime::process::PidFd;
 use runtime::signal::Signal;
 
 use crate::cleanup::{rootfs, save_options, state_root};
@@ -193,7 +194,11 @@ impl Service {
     /// Has a process made that gets these streams, or a terminal that is copied to them.
     fn begin(&self, request: &Request, streams: Streams) -> Reply<(i32, Kept)> {
         let (done, terminal) = self.worker.call(request, &streams.files())?;
-        Ok((done.pid, streams.into_kept(terminal)?))
+        let kept = streams.into_kept(terminal).inspect_err(|_| {
+            // Nobody will know of it: it must not go on. containerd has what is left of a container deleted.
+            let _ = PidFd::open(done.pid).and_then(|process| process.signal(Signal::KILL));
+        })?;
+        Ok((done.pid, kept))
     }
 
     /// Lets a container's workload run, or starts a process of an `exec`.
