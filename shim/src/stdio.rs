@@ -15,10 +15,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::OFlags;
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::error::{Failure, Kind};
+
+/// How long a logging program may take to begin, in milliseconds.
+const READY_LIMIT: u16 = 10_000;
 
 /// The streams' addresses, as containerd gave them; empty for none.
 #[derive(Debug, Clone, Default)]
@@ -268,7 +272,7 @@ fn start_logger(
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let (stdout, stdout_writer) = io::pipe()?;
     let (stderr, stderr_writer) = io::pipe()?;
-    let (mut ready, ready_writer) = io::pipe()?;
+    let (ready, ready_writer) = io::pipe()?;
     let mapping = |fd: OwnedFd, child_fd| FdMapping {
         parent_fd: fd,
         child_fd,
@@ -287,10 +291,16 @@ fn start_logger(
             mapping(ready_writer.into(), 5),
         ])
         .map_err(io::Error::other)?;
-    command.spawn()?;
+    let mut logger = command.spawn()?;
     // With the command go our copies of what it was given.
     drop(command);
-    io::Read::read(&mut ready, &mut [0])?;
+    let mut polled = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut polled, PollTimeout::from(READY_LIMIT))? == 0 {
+        let _ = logger.kill();
+        return Err(io::Error::other(
+            "it does not say that it is ready: it has to close its descriptor 5",
+        ));
+    }
     Ok((stdout_writer.into(), stderr_writer.into()))
 }
 
