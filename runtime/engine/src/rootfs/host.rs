@@ -11,7 +11,7 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags};
 
 use super::mounts::{LONGEST_VALUE, join};
-use super::options::{Bind, Data, Options};
+use super::options::{Bind, Data, IdMap, Options};
 use super::tree::Tree;
 use crate::error::{Context, Error};
 
@@ -21,6 +21,12 @@ use crate::error::{Context, Error};
 /// An option cannot be honoured, or what the kernel said.
 pub fn mount_on_host(index: usize, mount: &Mount, target: &Path) -> Result<(), Error> {
     let options = Options::parse(index, mount)?;
+    if options.id_map != IdMap::No || options.copy_up {
+        return Err(Error::unsupported(
+            format!("mounts[{index}].options"),
+            "a root file system on the host is neither id-mapped nor filled",
+        ));
+    }
     let kind = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().as_deref().unwrap_or(Path::new(kind));
     let context = || {
@@ -51,10 +57,18 @@ fn mount_at(options: &Options, kind: &str, source: &Path, target: &Path) -> io::
         let mounted = rustix::fs::open(target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let tree = Tree::from_attached(mounted);
         tree.set(options.attributes, false)?;
-        return tree.set(options.recursive, true);
+        return finish(&tree, options);
     };
+    tree.attach_at(target)?;
+    finish(&tree, options)
+}
+
+/// What holds for a mount that is in place, and for all below it.
+fn finish(tree: &Tree, options: &Options) -> io::Result<()> {
     tree.set(options.recursive, true)?;
-    tree.attach_at(target)
+    options
+        .propagation
+        .map_or(Ok(()), |flags| tree.set_propagation(flags))
 }
 
 /// An overlay's `lowerdir` can be longer than the mount API takes; its parts rarely are.
