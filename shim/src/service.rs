@@ -26,7 +26,6 @@ use containerd_shim_protos::topics::{
     TASK_EXEC_ADDED_EVENT_TOPIC, TASK_EXEC_STARTED_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC,
     TASK_RESUMED_EVENT_TOPIC, TASK_START_EVENT_TOPIC,
 };
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use runtime::id::ContainerId;
 use runtime::isolation::Images;
 use runtime::lifecycle::Lifecycle;
@@ -107,11 +106,11 @@ impl Service {
         let bundle = PathBuf::from(&request.bundle);
         let made = self.make(request, &bundle, &root, &options, id.clone());
         let mut state = self.tasks.lock();
-        let exit = state.end_operation(made.as_ref().ok().map(|(pid, _)| *pid));
-        let (pid, kept) = made.inspect_err(|_| drop(state.remove(&request.id)))?;
+        let exit = state.end_operation(made.as_ref().ok().map(|(done, _)| done.pid));
+        let (Done { pid, shares_pids }, kept) =
+            made.inspect_err(|_| drop(state.remove(&request.id)))?;
         let mut init = Process::new(addresses(request));
         init.begin(pid, kept);
-        let shares_pids = lifecycle.spec(&id).is_ok_and(|spec| shares_pids(&spec));
         state.insert(Container {
             id: id.clone(),
             bundle,
@@ -156,7 +155,7 @@ impl Service {
         root: &Path,
         options: &Options,
         id: ContainerId,
-    ) -> Reply<(i32, Kept)> {
+    ) -> Reply<(Done, Kept)> {
         save_options(bundle, options)?;
         let target = rootfs(bundle);
         let make = || {
@@ -192,13 +191,13 @@ impl Service {
     }
 
     /// Has a process made that gets these streams, or a terminal that is copied to them.
-    fn begin(&self, request: &Request, streams: Streams) -> Reply<(i32, Kept)> {
+    fn begin(&self, request: &Request, streams: Streams) -> Reply<(Done, Kept)> {
         let (done, terminal) = self.worker.call(request, &streams.files())?;
         let kept = streams.into_kept(terminal).inspect_err(|_| {
             // Nobody will know of it: it must not go on. containerd has what is left of a container deleted.
             let _ = PidFd::open(done.pid).and_then(|process| process.signal(Signal::KILL));
         })?;
-        Ok((done.pid, kept))
+        Ok((done, kept))
     }
 
     /// Lets a container's workload run, or starts a process of an `exec`.
@@ -256,12 +255,12 @@ impl Service {
             .open(&addresses, id, &request.options)
             .and_then(|streams| self.begin(&request, streams));
         let mut state = self.tasks.lock();
-        let exit = state.end_operation(made.as_ref().ok().map(|(pid, _)| *pid));
+        let exit = state.end_operation(made.as_ref().ok().map(|(done, _)| done.pid));
         let is_made = made.is_ok();
         let failure = match made {
-            Ok((pid, kept)) => {
+            Ok((done, kept)) => {
                 let process = state.process(id, exec)?;
-                process.begin(pid, kept);
+                process.begin(done.pid, kept);
                 if let Some(exit) = exit {
                     process.end(exit);
                 }
@@ -474,17 +473,19 @@ impl Service {
             let mut state = self.tasks.lock();
             return state.process(&request.id, &request.exec_id)?.signal(signal);
         }
-        let ended = self
-            .tasks
-            .lock()
-            .container(&request.id)?
-            .init
-            .exit
-            .is_some();
+        let (ended, lifecycle, id) = {
+            let mut state = self.tasks.lock();
+            let container = state.container(&request.id)?;
+            let lifecycle = Arc::clone(&container.lifecycle);
+            (
+                container.init.exit.is_some(),
+                lifecycle,
+                container.id.clone(),
+            )
+        };
         if ended && !request.all {
             return Err(Failure::new(Kind::NotFound, "process already finished"));
         }
-        let (lifecycle, id) = self.lifecycle(&request.id)?;
         lifecycle.kill(&id, signal, request.all).map_err(|error| {
             let failure = Failure::from(error);
             match failure.kind {
@@ -635,16 +636,4 @@ fn oci_mount(mount: &Mount) -> Reply<oci_spec::runtime::Mount> {
     });
     serde_json::from_value(value)
         .map_err(|error| Failure::new(Kind::Invalid, format!("rootfs: {error}")))
-}
-
-/// Whether other processes of the container may outlive its first one.
-fn shares_pids(spec: &Spec) -> bool {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    !namespaces
-        .into_iter()
-        .flatten()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
 }

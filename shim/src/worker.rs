@@ -13,9 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 
+use engine::systemd;
 use nix::sys::signal::{SigHandler, Signal as NixSignal, signal};
 use nix::unistd::{ForkResult, dup2, fork};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
 use runtime::bundle::Bundle;
 use runtime::config::Config;
 use runtime::id::ContainerId;
@@ -76,8 +77,8 @@ pub enum Operation {
 pub struct Done {
     /// The process that was started; 0 if none was.
     pub pid: i32,
-    /// Whether a terminal comes along.
-    has_terminal: bool,
+    /// Of a container that was made: other processes may outlive its first one, since it has no pid namespace of its own.
+    pub shares_pids: bool,
 }
 
 /// The containers of a state root.
@@ -136,10 +137,7 @@ impl Worker {
             Ok((answer, files.into_iter().next()))
         };
         let (answer, terminal) = talk().map_err(Failure::io("ask the worker process"))?;
-        answer.map(|done| {
-            let terminal = terminal.filter(|_| done.has_terminal);
-            (done, terminal)
-        })
+        Ok((answer?, terminal))
     }
 }
 
@@ -177,20 +175,16 @@ fn serve_one(mut connection: UnixStream, model: Option<Model>) -> io::Result<()>
         dup2(file.as_raw_fd(), target)?;
     }
     drop(files);
-    let done = carry_out(&request, model);
-    let (answer, terminal) = match done {
-        Ok((pid, terminal)) => {
-            let has_terminal = terminal.is_some();
-            (Ok(Done { pid, has_terminal }), terminal)
-        }
+    let (answer, terminal) = match carry_out(&request, model) {
+        Ok((done, terminal)) => (Ok(done), terminal),
         Err(failure) => (Err(failure), None),
     };
     let terminal = terminal.as_ref().map(AsFd::as_fd);
     send(&mut connection, &answer, terminal.as_slice())
 }
 
-/// Does an operation; returns the process that was started and its terminal.
-fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<OwnedFd>), Failure> {
+/// Does an operation; returns what was done and the terminal that was made.
+fn carry_out(request: &Request, model: Option<Model>) -> Result<(Done, Option<OwnedFd>), Failure> {
     let lifecycle = lifecycle(&request.root, &request.options)?;
     let id = &request.id;
     match &request.operation {
@@ -202,7 +196,12 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<Own
             let model = select(None, &bundle, lifecycle.config(), model)
                 .map_err(|error| invalid(&error))?;
             let terminal = bundle.spec().process().as_ref().and_then(Process::terminal);
-            let systemd_cgroup = request.options.systemd_cgroup || is_scope(bundle.spec());
+            let linux = bundle.spec().linux().as_ref();
+            let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+            // containerd names scopes when the kubelet names slices, whatever its options for us say.
+            let systemd_cgroup =
+                request.options.systemd_cgroup || cgroups_path.is_some_and(systemd::names_a_scope);
+            let shares_pids = shares_pids(bundle.spec());
             let created = lifecycle.create(CreateOptions {
                 id,
                 console: console(terminal),
@@ -215,7 +214,11 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<Own
                 systemd_cgroup,
                 rootless: engine::cgroup::is_rootless(),
             })?;
-            return Ok((created.pid, created.terminal));
+            let done = Done {
+                pid: created.pid,
+                shares_pids,
+            };
+            return Ok((done, created.terminal));
         }
         Operation::Exec { process } => {
             let executed = lifecycle.exec(&ExecOptions {
@@ -227,7 +230,11 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<Own
                 cgroup: None,
                 ignore_paused: false,
             })?;
-            return Ok((executed.pid, executed.terminal));
+            let done = Done {
+                pid: executed.pid,
+                ..Done::default()
+            };
+            return Ok((done, executed.terminal));
         }
         Operation::Start => lifecycle.start(id)?,
         Operation::Delete => lifecycle.delete(id, true)?,
@@ -236,17 +243,19 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(i32, Option<Own
         Operation::Update { resources } => lifecycle.update(id, resources)?,
         Operation::Checkpoint { images } => lifecycle.checkpoint(id, images)?,
     }
-    Ok((0, None))
+    Ok((Done::default(), None))
 }
 
-/// Whether the cgroup is named as systemd's are, `slice:prefix:name`: containerd does so when the kubelet names slices,
-/// whatever its options for us say.
-fn is_scope(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
-    let path = path.map(|path| path.to_string_lossy()).unwrap_or_default();
-    let parts: Vec<&str> = path.split(':').collect();
-    matches!(parts[..], [slice, _, _] if slice.ends_with(".slice"))
+/// Whether other processes of the container may outlive its first one.
+fn shares_pids(spec: &Spec) -> bool {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    !namespaces
+        .into_iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
 }
 
 fn console(terminal: Option<bool>) -> Console<'static> {

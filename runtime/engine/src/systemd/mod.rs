@@ -52,6 +52,13 @@ pub struct Scope {
     user: bool,
 }
 
+/// Whether a cgroup's path is systemd's `slice:prefix:name`, and can hardly be meant as anything else.
+pub fn names_a_scope(cgroups_path: &Path) -> bool {
+    let text = cgroups_path.to_str().unwrap_or_default();
+    let parts: Vec<&str> = text.split(':').collect();
+    matches!(parts[..], [slice, _, _] if slice.ends_with(".slice"))
+}
+
 impl Scope {
     /// The scope of a container: `linux.cgroupsPath` as `slice:prefix:name`, or `rt-<id>.scope` if there is none.
     ///
