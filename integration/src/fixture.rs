@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
@@ -93,6 +93,20 @@ impl Outcome {
             shown(&self.stderr)
         )
         .into())
+    }
+}
+
+/// Tries again until it holds, for `limit`: for what has no event of its own.
+///
+/// # Errors
+/// Why it does not hold when the time is over.
+pub fn eventually(limit: Duration, claim: impl Fn() -> crate::Claim) -> crate::Claim {
+    let deadline = Instant::now() + limit;
+    loop {
+        match claim() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            result => return result,
+        }
     }
 }
 

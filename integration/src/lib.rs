@@ -14,7 +14,7 @@ pub mod snapshot;
 mod world;
 
 pub use bundle::{Bundle, copy_program, make_rootfs};
-pub use fixture::{Fixture, Model, Outcome, finish, wait_with_limit};
+pub use fixture::{Fixture, Model, Outcome, eventually, finish, wait_with_limit};
 pub use image::write_image;
 pub use pseudoterminal::Pseudoterminal;
 pub use selection::{binary_under_test, reason_not_to_run};

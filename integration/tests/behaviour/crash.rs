@@ -8,11 +8,11 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration::fault::{FaultRun, Pass, names_in};
 use integration::snapshot::{Snapshot, state_directories};
-use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
+use integration::{Bundle, Claim, Fixture, ensure, ensure_eq, eventually};
 
 use crate::Entry;
 
@@ -30,6 +30,9 @@ pub const CLAIMS: &[Entry] = &[
 
 /// Generous, since a microVM may run under software emulation.
 const LIMIT: Duration = Duration::from_secs(150);
+
+/// How long what a killed command left may take to come to its end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the workload writes when it runs, in its root.
 const MARK: &str = "tmp/ran";
@@ -129,7 +132,7 @@ impl<'a> Walk<'a> {
                 prepare(self)
                     .and_then(|()| self.crash(pass, whole, &mut command(self)?))
                     // Who ends with a creator that was killed may be on its way when it is first looked at.
-                    .and_then(|()| eventually(|| self.state_is_true()))
+                    .and_then(|()| eventually(END_LIMIT, || self.state_is_true()))
                     .and_then(|()| self.clean_up())
                     .map_err(|reason| {
                         let who = if whole {
@@ -186,7 +189,7 @@ impl<'a> Walk<'a> {
     }
 
     fn workload_runs(&self) -> Claim {
-        eventually(|| {
+        eventually(END_LIMIT, || {
             ensure!(self.mark().exists(), "the workload does not run");
             Ok(())
         })
@@ -204,7 +207,7 @@ impl<'a> Walk<'a> {
             "state after delete --force: {state:?}"
         );
         // Whoever was on its way when the command was killed may take a moment to find that all is gone.
-        eventually(|| self.nothing_left())?;
+        eventually(END_LIMIT, || self.nothing_left())?;
         let _ = fs::remove_file(self.mark());
         Ok(())
     }
@@ -232,17 +235,6 @@ fn is_alive(pid: i64) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-/// Tries again until it holds, for ten seconds: what is waited for has no event of its own.
-fn eventually(claim: impl Fn() -> Claim) -> Claim {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match claim() {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            result => return result,
-        }
-    }
 }
 
 const FOR_EVER: &str = "while true; do sleep 1; done";

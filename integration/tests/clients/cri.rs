@@ -4,10 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use integration::{Claim, Outcome, Output, World, ensure, ensure_eq, finish, write_image};
+use integration::{
+    Claim, Outcome, Output, World, ensure, ensure_eq, eventually, finish, write_image,
+};
 use serde_json::{Value, json};
 
-use crate::containerd::{SOCKET, configuration, daemon_of, pids_of};
+use crate::containerd::{LIMIT, SOCKET, configuration, daemon_of, pids_of};
 use crate::{CONTAINER, Entry, IMAGE, Reason, Start};
 
 /// The image of a sandbox: it only waits.
@@ -200,17 +202,13 @@ impl Pod<'_> {
         Ok(status["status"].clone())
     }
 
-    /// Waits for the end of a container by waiting for what it says last.
+    /// Waits for the end of a container; returns its status.
     fn wait_for_end(&self, id: &Value) -> Result<Value, Reason> {
-        let deadline = std::time::Instant::now() + crate::containerd::LIMIT;
-        loop {
-            let status = self.status(id)?;
-            if status["state"] == EXITED {
-                return Ok(status);
-            }
-            ensure!(std::time::Instant::now() < deadline, "it goes on: {status}");
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        eventually(LIMIT, || {
+            ensure_eq!(self.status(id)?["state"], EXITED, "state");
+            Ok(())
+        })?;
+        self.status(id)
     }
 
     /// Ends the pod with all that is in it; nothing is left.
@@ -232,24 +230,6 @@ impl Pod<'_> {
     }
 }
 
-/// Base64, as JSON has bytes.
-fn bytes(value: &Value) -> String {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits = value.as_str().unwrap_or_default().bytes();
-    let digits = digits.filter_map(|letter| ALPHABET.iter().position(|known| *known == letter));
-    let mut text = Vec::new();
-    let (mut bits, mut count) = (0usize, 0);
-    for digit in digits {
-        (bits, count) = (bits << 6 | digit, count + 6);
-        if count >= 8 {
-            count -= 8;
-            text.push((bits >> count) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 fn a_pod_lives_through_its_life(cri: &Cri) -> Claim {
     let pod = cri.pod("life")?;
     let volume = cri.world().dir().join("life-volume");
@@ -262,8 +242,8 @@ fn a_pod_lives_through_its_life(cri: &Cri) -> Claim {
 
     let executed = pod.exec(&id, "cat /data/made; echo bad >&2; exit 3")?;
     ensure_eq!(executed["exit_code"], 3, "exit code of exec");
-    ensure_eq!(bytes(&executed["stdout"]), "made\n", "stdout of exec");
-    ensure_eq!(bytes(&executed["stderr"]), "bad\n", "stderr of exec");
+    ensure_eq!(executed["stdout"], "made\n", "stdout of exec");
+    ensure_eq!(executed["stderr"], "bad\n", "stderr of exec");
 
     let stats = cri.call("ContainerStats", &json!({"container_id": id}))?;
     let usage = stats["stats"]["memory"]["usage_bytes"]["value"].as_str();
@@ -290,10 +270,10 @@ fn a_pods_containers_share(cri: &Cri) -> Claim {
     let two = pod.run("two", wait, &json!({}))?;
     // The sandbox's first process is process 1 of all of them.
     let first = pod.exec(&two, "tr '\\0' ' ' < /proc/1/cmdline")?;
-    ensure_eq!(bytes(&first["stdout"]), "/bin/sleep 1000000 ", "process 1");
+    ensure_eq!(first["stdout"], "/bin/sleep 1000000 ", "process 1");
     let namespace = |id: &Value, kind: &str| -> Result<String, Reason> {
         let link = pod.exec(id, &format!("readlink /proc/self/ns/{kind}"))?;
-        Ok(bytes(&link["stdout"]))
+        Ok(link["stdout"].as_str().unwrap_or_default().to_owned())
     };
     for kind in ["pid", "ipc"] {
         ensure_eq!(namespace(&one, kind)?, namespace(&two, kind)?, "{kind}");

@@ -4,7 +4,8 @@
     cri_client.py SOCKET METHOD < request.json > response.json
 
 Requests and responses are in protobuf's JSON. The messages below are the part of the interface that the tests use:
-a line a message, then its fields as `name type number`; `*` repeats a field, `Name` is another message.
+a line a message, then its fields as `name type number`; `*` repeats a field, `Name` is another message. Output of
+processes, which the interface has as bytes, is text here: the same on the wire.
 Needs the packages python3-grpcio and python3-protobuf.
 """
 
@@ -42,7 +43,7 @@ RunPodSandboxRequest: config Sandbox 1, runtime_handler string 2
 CreateContainerRequest: pod_sandbox_id string 1, config Container 2, sandbox_config Sandbox 3
 StopContainerRequest: container_id string 1, timeout int64 2
 ExecSyncRequest: container_id string 1, *cmd string 2, timeout int64 3
-ExecSyncResponse: stdout bytes 1, stderr bytes 2, exit_code int32 3
+ExecSyncResponse: stdout string 1, stderr string 2, exit_code int32 3
 ContainerStatusResponse: status Status 1
 ContainerStatsResponse: stats Stats 1
 UpdateContainerResourcesRequest: container_id string 1, linux Resources 2

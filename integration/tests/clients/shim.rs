@@ -4,42 +4,43 @@
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{Empty, StateRequest, StateResponse, Status, UpdateTaskRequest};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::{self, Client};
-use integration::{Claim, Output, ensure, ensure_eq, finish, wait_with_limit};
+use integration::{Claim, Output, ensure, ensure_eq, eventually, finish, wait_with_limit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::containerd::{Containerd, LIMIT, Runtime, pids_of, start_with};
-use crate::{BOTH, CONTAINER, Entry, Reason, Start};
+use crate::{BOTH, Entry, Reason, Start};
 
 pub const CLAIMS: &[Entry<Containerd>] = &[
     Entry::further("events_are_in_order", BOTH, events_are_in_order),
-    Entry::further("no_exit_is_lost", CONTAINER, no_exit_is_lost),
+    Entry::further(
+        "a_kill_for_want_of_memory_is_told",
+        BOTH,
+        a_kill_for_want_of_memory_is_told,
+    ),
+    Entry::further("no_exit_is_lost", BOTH, no_exit_is_lost),
     Entry::further("one_shim_serves_a_pod", BOTH, one_shim_serves_a_pod),
     Entry::further("output_goes_to_a_file", BOTH, output_goes_to_a_file),
-    Entry::further(
-        "output_goes_to_a_logger",
-        CONTAINER,
-        output_goes_to_a_logger,
-    ),
+    Entry::further("output_goes_to_a_logger", BOTH, output_goes_to_a_logger),
     Entry::further(
         "standard_input_ends_when_it_is_closed",
-        CONTAINER,
+        BOTH,
         standard_input_ends_when_it_is_closed,
     ),
     Entry::further(
         "both_versions_of_the_service_answer",
-        CONTAINER,
+        BOTH,
         both_versions_of_the_service_answer,
     ),
     Entry::further(
         "limits_change_while_it_runs",
-        CONTAINER,
+        BOTH,
         limits_change_while_it_runs,
     ),
     Entry::further(
@@ -77,44 +78,58 @@ fn shims(id: &str) -> Result<Vec<i32>, Reason> {
     pids_of(&["-id", id, "serve"])
 }
 
-/// Tries again until it holds: what is waited for has no event of its own.
-fn eventually(claim: impl Fn() -> Claim) -> Claim {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        match claim() {
-            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-            result => return result,
-        }
-    }
-}
-
-fn events_are_in_order(containerd: &Containerd) -> Claim {
+/// What containerd tells while containers come and go.
+fn listen(containerd: &Containerd) -> Result<Output, Reason> {
     let events = Output::of(&mut containerd.command(&["events"]))?;
     // It does not say when it begins to listen.
-    eventually(|| {
+    eventually(LIMIT, || {
         containerd.run("heard", &[], &["true"])?.success()?;
         Ok(events.wait_for("/tasks/delete", Duration::from_millis(100))?)
     })?;
-    containerd.run("ordered", &[], &["true"])?.success()?;
-    let told = || -> Vec<String> {
+    Ok(events)
+}
+
+/// The topics of what was told of a container's task are these.
+fn told_of(events: &Output, id: &str, topics: &[&str]) -> Claim {
+    let id = format!("\"{id}\"");
+    eventually(LIMIT, || {
         let text = events.text();
-        let lines = text.lines().filter(|line| line.contains("\"ordered\""));
-        let topics = lines.filter_map(|line| {
-            line.split_whitespace()
-                .find(|word| word.starts_with("/tasks/"))
+        let lines = text.lines().filter(|line| line.contains(&id));
+        let told = lines.filter_map(|line| {
+            let mut words = line.split_whitespace();
+            words.find(|word| word.starts_with("/tasks/"))
         });
-        topics.map(str::to_owned).collect()
-    };
-    let expected = [
+        let told: Vec<&str> = told.collect();
+        ensure_eq!(told, topics, "events: {text}");
+        Ok(())
+    })
+}
+
+fn events_are_in_order(containerd: &Containerd) -> Claim {
+    let events = listen(containerd)?;
+    containerd.run("ordered", &[], &["true"])?.success()?;
+    let topics = [
         "/tasks/create",
         "/tasks/start",
         "/tasks/exit",
         "/tasks/delete",
     ];
-    eventually(|| {
-        ensure_eq!(told(), expected, "events: {}", events.text());
-        Ok(())
-    })
+    told_of(&events, "ordered", &topics)
+}
+
+fn a_kill_for_want_of_memory_is_told(containerd: &Containerd) -> Claim {
+    let events = listen(containerd)?;
+    let options = ["--memory-limit=33554432"];
+    let outcome = containerd.run("killed", &options, &["tail", "/dev/zero"])?;
+    ensure_eq!(outcome.code(), 137, "exit code; {:?}", outcome.stderr);
+    let topics = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/oom",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    told_of(&events, "killed", &topics)
 }
 
 fn no_exit_is_lost(containerd: &Containerd) -> Claim {
@@ -156,7 +171,7 @@ fn one_shim_serves_a_pod(containerd: &Containerd) -> Claim {
     let pod = ["--annotation", "dev.rt.group=pod-one"];
     run_detached(containerd, "pod-a", &pod, FOR_EVER)?;
     run_detached(containerd, "pod-b", &pod, FOR_EVER)?;
-    eventually(|| {
+    eventually(LIMIT, || {
         // The worker has the server's command line, and so have operations that are about to end.
         ensure_eq!(shims("pod-a")?.len(), 2, "processes of the shim");
         Ok(())
@@ -176,7 +191,7 @@ fn one_shim_serves_a_pod(containerd: &Containerd) -> Claim {
     let outcome = finish(&mut containerd.command(&exec), None)?;
     ensure_eq!(outcome.code(), 6, "the other container: {}", outcome.stderr);
     remove(containerd, "pod-b")?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure!(
             shims("pod-a")?.is_empty(),
             "the shim goes on without containers"
@@ -195,7 +210,7 @@ fn output_goes_to_a_file(containerd: &Containerd) -> Claim {
         &["--log-uri", &uri],
         &["sh", "-c", script],
     )?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure_eq!(fs::read_to_string(&log)?, "out\nerr\n", "log");
         Ok(())
     })?;
@@ -219,7 +234,7 @@ fn output_goes_to_a_logger(containerd: &Containerd) -> Claim {
         &["--log-uri", &uri],
         &["echo", "line"],
     )?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure_eq!(fs::read_to_string(&log)?, "logged key=value line\n", "log");
         Ok(())
     })?;
@@ -319,7 +334,7 @@ fn a_container_outlives_containerd(containerd: &Containerd) -> Claim {
     let containerd = &containerd.another("restarted")?;
     run_detached(containerd, id, &[], FOR_EVER)?;
     containerd.restart()?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure_eq!(containerd.status(id)?, "RUNNING", "status");
         Ok(())
     })?;
@@ -332,7 +347,7 @@ fn a_container_outlives_containerd(containerd: &Containerd) -> Claim {
 fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     let id = "orphaned";
     let mut attached = containerd.run_command(id, &["--rm"], FOR_EVER).spawn()?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure_eq!(containerd.status(id)?, "RUNNING", "status");
         Ok(())
     })?;
@@ -342,7 +357,7 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     }
     // What containerd says then is its own affair, but it says it.
     wait_with_limit(&mut attached, LIMIT)?;
-    eventually(|| {
+    eventually(LIMIT, || {
         ensure_eq!(containerd.status(id)?, "none", "status");
         ensure!(!fs::exists(&socket)?, "{} is left", socket.display());
         containerd.nothing_left_of(id)
