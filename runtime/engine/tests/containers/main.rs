@@ -18,10 +18,11 @@ mod rootfs;
 
 use std::process::{Command, ExitCode};
 
+use libtest_mimic::{Arguments, Failed, Trial};
+
 type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
     let tests: Vec<Test> = [
         process::TESTS,
         rootfs::TESTS,
@@ -30,59 +31,53 @@ fn main() -> ExitCode {
         cgroup::TESTS,
     ]
     .concat();
-    if let [flag, name] = &args[..]
+    if let [flag, name] = &std::env::args().skip(1).collect::<Vec<_>>()[..]
         && flag == "--one"
     {
         let (_, test) = tests.iter().find(|(known, _)| known == name).unwrap();
         test();
         return ExitCode::SUCCESS;
     }
-    if args.iter().any(|arg| arg == "--list") {
-        for (name, _) in tests {
-            println!("{name}: test");
-        }
-        return ExitCode::SUCCESS;
+    let mut arguments = Arguments::from_args();
+    // Some count what the whole machine has: one after the other.
+    arguments.test_threads.get_or_insert(1);
+    let reason = reason_not_to_run();
+    if let Some(reason) = reason.filter(|_| !arguments.list) {
+        println!("skipped: every container of the engine: {reason}");
     }
+    let trials = tests
+        .iter()
+        .map(|&(name, _)| {
+            Trial::test(name, move || in_a_process(name)).with_ignored_flag(reason.is_some())
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn reason_not_to_run() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: containers need root");
-        return ExitCode::SUCCESS;
+        return Some("containers need root");
     }
     if !std::path::Path::new("/bin/busybox").exists() {
-        println!("skipped: /bin/busybox (package busybox-static) is not installed");
-        return ExitCode::SUCCESS;
+        return Some("/bin/busybox (package busybox-static) is not installed");
     }
-    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let program = std::env::current_exe().unwrap();
-    let mut failed = Vec::new();
-    let mut passed = 0;
-    for (name, _) in tests {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
-            continue;
+    None
+}
+
+fn in_a_process(name: &str) -> Result<(), Failed> {
+    // A test that hangs must not hang the others.
+    let output = Command::new("timeout")
+        .args(["--kill-after=1", "60"])
+        .arg(std::env::current_exe()?)
+        .args(["--one", name])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() {
+        for line in text.lines().filter(|line| line.starts_with("skipped:")) {
+            println!("{line}");
         }
-        // A test that hangs must not hang the others.
-        let output = Command::new("timeout")
-            .args(["--kill-after=1", "60"])
-            .arg(&program)
-            .args(["--one", name])
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            passed += 1;
-            println!("test {name} ... ok");
-            for line in text.lines().filter(|line| line.starts_with("skipped:")) {
-                println!("  {line}");
-            }
-        } else {
-            println!("test {name} ... FAILED ({})", output.status);
-            println!("{text}{}", String::from_utf8_lossy(&output.stderr));
-            failed.push(name);
-        }
+        return Ok(());
     }
-    println!("\n{passed} passed, {} failed {failed:?}", failed.len());
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}\n{text}{errors}", output.status).into())
 }
