@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         rng: true,
         vsock: None,
         shares: Vec::new(),
+        interfaces: Vec::new(),
         seccomp: Policy::Enforce,
     };
     let mut files = Vec::new();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::boot::{BootProtocol, Segment};
 use crate::devices::virtio::fs::{Share, Tag};
+use crate::devices::virtio::net::Interface;
 use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
 use crate::seccomp::Policy;
@@ -35,6 +36,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// Directories of the host, each a file system device of its own.
     pub shares: Vec<SharedDirectory>,
+    /// Network interfaces, each a device of its own.
+    pub interfaces: Vec<Interface>,
     /// How the machine's threads are confined.
     pub seccomp: Policy,
 }
@@ -69,6 +72,7 @@ impl fmt::Debug for VmConfig {
             .field("rng", &self.rng)
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
+            .field("interfaces", &self.interfaces)
             .field("seccomp", &self.seccomp)
             .finish_non_exhaustive()
     }

@@ -33,6 +33,8 @@ pub enum Thread {
     Vcpu,
     /// Serves a shared directory.
     Fs,
+    /// Carries the packets of a network device.
+    Net,
     /// Serves the guest's sockets.
     Vsock,
     /// Carries a stream between two descriptors.
@@ -187,6 +189,15 @@ const FS: Table = &[
     (libc::SYS_utimensat, Always),
 ];
 
+/// Beside [`EVERY`]: events, and packets from a tap device with what may be left undone in them.
+const NET: Table = &[
+    (libc::SYS_epoll_ctl, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_ioctl, Is(1, libc::TUNSETOFFLOAD as u32)),
+    (libc::SYS_readv, Always),
+];
+
 /// Beside [`EVERY`]: events and Unix sockets that are there or anonymous.
 const VSOCK: Table = &[
     (libc::SYS_accept4, Always),
@@ -258,6 +269,7 @@ impl Thread {
         match self {
             Self::Vcpu => &[EVERY, VCPU],
             Self::Fs => &[EVERY, FS],
+            Self::Net => &[EVERY, NET],
             Self::Vsock => &[EVERY, VSOCK],
             Self::Relay => &[EVERY, RELAY],
             Self::Main => &[EVERY, VSOCK, MAIN],
@@ -377,9 +389,10 @@ mod tests {
         thread.join().unwrap();
     }
 
-    const ALL: [Thread; 5] = [
+    const ALL: [Thread; 6] = [
         Thread::Vcpu,
         Thread::Fs,
+        Thread::Net,
         Thread::Vsock,
         Thread::Relay,
         Thread::Main,

@@ -26,6 +26,7 @@ use crate::devices::io_apic::{self, IoApic};
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::fs::{Fs, FsError};
+use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
 use crate::devices::virtio::{MmioTransport, ThreadHook, ThreadKind, VirtioDevice, rng::Rng};
 use crate::exit::{ExitLatch, VmExit};
@@ -66,6 +67,9 @@ pub enum Error {
     /// A directory cannot be shared.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// A network device cannot be had.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Two devices claim an address.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -156,8 +160,10 @@ impl Vm {
         let vm = hypervisor.create_vm()?;
         kvm::register_memory(&vm, &memory)?;
         let vm = Arc::new(vm);
-        let devices =
-            usize::from(config.rng) + usize::from(config.vsock.is_some()) + config.shares.len();
+        let devices = usize::from(config.rng)
+            + usize::from(config.vsock.is_some())
+            + config.shares.len()
+            + config.interfaces.len();
         let devices = u32::try_from(devices)
             .ok()
             .filter(|&n| n <= layout::VIRTIO_MMIO_MAX);
@@ -169,6 +175,7 @@ impl Vm {
         let hook = ThreadHook::new(move |kind| {
             let thread = match kind {
                 ThreadKind::Fs => Thread::Fs,
+                ThreadKind::Net => Thread::Net,
                 ThreadKind::Vsock => Thread::Vsock,
             };
             Ok(seccomp::confine(thread, policy)?)
@@ -191,6 +198,10 @@ impl Vm {
         for SharedDirectory { tag, share } in config.shares {
             let device = Fs::new(tag, share, FS_REQUEST_QUEUES, &hook)?;
             board.add_virtio("virtio-fs", &memory, Box::new(device))?;
+        }
+        for interface in config.interfaces {
+            let device = Net::new(interface, &hook)?;
+            board.add_virtio("virtio-net", &memory, Box::new(device))?;
         }
 
         let rsdp = acpi::write_tables(

@@ -71,6 +71,7 @@ fn machine(code: &[u8], vcpus: u8) -> Option<(TempDir, RunningVm)> {
         rng: true,
         vsock: None,
         shares: Vec::new(),
+        interfaces: Vec::new(),
         seccomp: Policy::Enforce,
     };
     match Vm::new(config) {
@@ -203,6 +204,7 @@ fn impossible_machines_are_refused() {
             rng: false,
             vsock: None,
             shares: Vec::new(),
+            interfaces: Vec::new(),
             seccomp: Policy::Enforce,
         };
         match Vm::new(config).unwrap_err() {

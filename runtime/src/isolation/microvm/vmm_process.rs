@@ -471,6 +471,7 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),
         }),
         shares: shared_directories(orders, shares)?,
+        interfaces: Vec::new(),
         seccomp: CONFINEMENT,
     })
 }

@@ -1,4 +1,4 @@
-//! The virtio devices on the MMIO transport: file system, socket and entropy.
+//! The virtio devices on the MMIO transport: file system, network, socket and entropy.
 //!
 //! Everything that comes out of guest memory or a device register is hostile. It is parsed once,
 //! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub mod fs;
 mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
@@ -26,6 +27,8 @@ pub use worker::{ThreadHook, ThreadKind, WorkerError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceType {
+    /// Network device, section 5.1.
+    Network = 1,
     /// Entropy device, section 5.4.
     Entropy = 4,
     /// Socket device, section 5.10.

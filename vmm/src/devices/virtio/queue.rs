@@ -5,9 +5,10 @@
 //! back to the driver unused, and a broken ring stops the queue until the driver resets the device.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, VolatileSlice};
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, VolatileSlice};
 
 use super::Interrupt;
 use crate::memory::GuestRam;
@@ -165,6 +166,8 @@ pub struct VirtQueue {
     queue: Queue,
     memory: Arc<GuestRam>,
     interrupt: Arc<Interrupt>,
+    /// Chains given back since the driver was last looked at for whether it wants to know.
+    completed: u16,
     broken: bool,
 }
 
@@ -175,8 +178,14 @@ impl VirtQueue {
             queue,
             memory,
             interrupt,
+            completed: 0,
             broken: false,
         }
+    }
+
+    /// The most chains that can be available at once.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// The guest RAM that the queue's chains point to.
@@ -235,18 +244,74 @@ impl VirtQueue {
     /// Gives the chain with this head back with `length` bytes written to it.
     pub fn complete_head(&mut self, head: u16, length: usize) {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        if let Err(error) = self.queue.add_used(self.memory.as_ref(), head, length) {
-            self.fail(&error);
+        match self.queue.add_used(self.memory.as_ref(), head, length) {
+            Ok(()) => self.completed = self.completed.wrapping_add(1),
+            Err(error) => self.fail(&error),
         }
+    }
+
+    /// Gives back the chains, with what was written to each, that together hold one thing: the
+    /// driver sees all of them or none.
+    pub fn complete_together(&mut self, chains: impl ExactSizeIterator<Item = (Chain, usize)>) {
+        let last = chains.len().wrapping_sub(1);
+        for (index, (chain, length)) in chains.enumerate() {
+            if index == last {
+                // It publishes the entries before its own with it.
+                self.complete(chain, length);
+            } else if let Err(error) = self.write_used(&chain, length) {
+                return self.fail(&error);
+            }
+        }
+    }
+
+    /// Writes the next entry of the used ring without moving the index that the driver looks at.
+    fn write_used(&mut self, chain: &Chain, length: usize) -> Result<(), Error> {
+        let next = self.queue.next_used();
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        // The ring's own two fields, then eight bytes for each entry.
+        let offset = 4 + 8 * u64::from(next % self.queue.size());
+        let entry = GuestAddress(self.queue.used_ring())
+            .checked_add(offset)
+            .ok_or(Error::AddressOverflow)?;
+        // The head and the length, 32 bits each, little endian.
+        let element = u64::from(length) << 32 | u64::from(chain.head);
+        self.memory
+            .write_obj(element.to_le(), entry)
+            .map_err(Error::GuestMemory)?;
+        self.queue.set_next_used(next.wrapping_add(1));
+        self.completed = self.completed.wrapping_add(1);
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to know of the chains given back since the last call.
     pub fn signal_used(&mut self) {
-        match self.queue.needs_notification(self.memory.as_ref()) {
+        match self.wants_to_know() {
             Ok(true) => self.interrupt.signal_used(),
             Ok(false) => {}
             Err(error) => self.fail(&error),
         }
+    }
+
+    /// Virtio 1.2, 2.7.7.2. The library has the same, but counts only what it published by itself.
+    fn wants_to_know(&mut self) -> Result<bool, Error> {
+        let completed = std::mem::take(&mut self.completed);
+        if completed == 0 || !self.queue.event_idx_enabled() {
+            return Ok(completed > 0);
+        }
+        // The driver writes which entry it waits for and then looks at the index once more: what we
+        // published has to be seen before we look.
+        fence(Ordering::SeqCst);
+        // Behind the ring's own two fields and its entries.
+        let offset = 4 + 2 * u64::from(self.queue.size());
+        let address = GuestAddress(self.queue.avail_ring())
+            .checked_add(offset)
+            .ok_or(Error::AddressOverflow)?;
+        let awaited: u16 = self
+            .memory
+            .load(address, Ordering::Relaxed)
+            .map_err(Error::GuestMemory)?;
+        let since = self.queue.next_used().wrapping_sub(u16::from_le(awaited));
+        Ok(since.wrapping_sub(1) < completed)
     }
 
     /// Asks the driver for no notifications while the queue is being drained.
@@ -271,7 +336,7 @@ impl VirtQueue {
         }
     }
 
-    fn fail(&mut self, error: &virtio_queue::Error) {
+    fn fail(&mut self, error: &Error) {
         if !self.broken {
             tracing::warn!(%error, "the driver broke a virtio queue; it has to reset the device");
             self.broken = true;

@@ -24,6 +24,8 @@ pub(super) const STACK_SIZE: usize = 256 << 10;
 pub enum ThreadKind {
     /// Serves a shared directory.
     Fs,
+    /// Carries packets between a network device and the host's kernel.
+    Net,
     /// Moves bytes between the guest's sockets and the host's.
     Vsock,
 }
