@@ -83,13 +83,7 @@ pub(crate) fn create(
     cgroup.apply(&resources)?;
     fault::point("create.limits-set");
 
-    let state = serde_json::json!({
-        "ociVersion": spec.version(),
-        "id": request.id,
-        "status": "creating",
-        "bundle": request.bundle,
-        "annotations": spec.annotations().clone().unwrap_or_default(),
-    });
+    let state = creating(request.id, spec, request.bundle);
     let mut workload = Workload::new(process, seccomp);
     workload.keyring = keyring(request.id, request.no_new_keyring)?;
     let hooks = |wanted: Kind| {
@@ -294,19 +288,48 @@ fn follow(plan: &Plan<'_>, child: &Child, socket: &ParentEnd) -> Result<(), Erro
     limits::raise_rlimits(child.pid, plan.process)
 }
 
+/// The state of a container that is being made (runtime-spec, "State"), without its pid.
+fn creating(id: &str, spec: &Spec, bundle: &Path) -> serde_json::Value {
+    serde_json::json!({
+        "ociVersion": spec.version(),
+        "id": id,
+        "status": "creating",
+        "bundle": bundle,
+        "annotations": spec.annotations().clone().unwrap_or_default(),
+    })
+}
+
+/// What the host does for a container when its namespaces are there: moves `linux.netDevices` to them and runs the
+/// `prestart` and `createRuntime` hooks. [`Engine::create`] has it done; this is for a container that another kernel
+/// makes, for which the process `pid` stands here.
+///
+/// # Errors
+/// A device cannot be moved; a hook fails.
+pub fn prepare_host(id: &str, spec: &Spec, bundle: &Path, pid: Pid) -> Result<(), Error> {
+    let pidfd = pidfd_open(pid).context(|| format!("cannot open the process {pid}"))?;
+    NetDevices::of_spec(spec).move_to(&Child { pid, pidfd })?;
+    let mut state = creating(id, spec, bundle);
+    state["pid"] = pid.as_raw().into();
+    run_runtime_hooks(spec, &state)
+}
+
+fn run_runtime_hooks(spec: &Spec, state: &serde_json::Value) -> Result<(), Error> {
+    for (kind, hooks) in hooks_of(spec) {
+        if matches!(kind, Kind::Prestart | Kind::CreateRuntime) {
+            crate::hooks::run(kind, hooks, state.to_string().as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
 /// The hooks between the namespaces' making and the change of root.
 fn run_hooks(plan: &Plan<'_>, child: &Child) -> Result<(), Error> {
     let mut state = plan.state.clone();
     state["pid"] = child.pid.as_raw().into();
+    run_runtime_hooks(plan.spec, &state)?;
     for (kind, hooks) in hooks_of(plan.spec) {
-        match kind {
-            Kind::Prestart | Kind::CreateRuntime => {
-                crate::hooks::run(kind, hooks, state.to_string().as_bytes())?;
-            }
-            Kind::CreateContainer if !hooks.is_empty() => {
-                run_in_container(plan, child, hooks, &state)?;
-            }
-            _ => {}
+        if kind == Kind::CreateContainer && !hooks.is_empty() {
+            run_in_container(plan, child, hooks, &state)?;
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod console;
 pub mod fault;
 pub mod hooks;
+pub mod netlink;
 pub mod systemd;
 
 mod attributes;
@@ -43,6 +44,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 pub use cgroup::Cgroup;
+pub use create::prepare_host;
 pub use error::Error;
 pub use own_binary::{own_path, seal};
 pub use processes::{ProcessInfo, processes, start_time};
