@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
+        leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
     };
     let mut files = Vec::new();

@@ -1,7 +1,7 @@
 //! What a machine is to be: the caller's choice, complete before anything is opened.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::boot::{BootProtocol, Segment};
@@ -10,6 +10,9 @@ use crate::devices::virtio::net::Interface;
 use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
 use crate::seccomp::Policy;
+
+/// Leaves the host's file system behind.
+pub type LeaveHost = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A machine.
 pub struct VmConfig {
@@ -38,6 +41,10 @@ pub struct VmConfig {
     pub shares: Vec<SharedDirectory>,
     /// Network interfaces, each a device of its own.
     pub interfaces: Vec<Interface>,
+    /// Called once when every file of the host is open that the machine needs, and before the first of
+    /// [`VmConfig::shares`] is: the place to change the root to one in which nothing else is. The shares' paths are
+    /// those after it.
+    pub leave_host: LeaveHost,
     /// How the machine's threads are confined.
     pub seccomp: Policy,
 }

@@ -14,6 +14,8 @@ use seccompiler::{
 };
 use thiserror::Error;
 
+use crate::capabilities;
+
 /// What happens at a system call that a thread's table does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
@@ -46,6 +48,15 @@ pub enum Thread {
 /// Why a thread could not be confined.
 #[derive(Debug, Error)]
 pub enum SeccompError {
+    /// The kernel does not take the thread's capabilities away.
+    #[error("taking the capabilities of the {thread:?} thread away")]
+    Capabilities {
+        /// Whose capabilities.
+        thread: Thread,
+        /// What the kernel said.
+        #[source]
+        source: caps::errors::CapsError,
+    },
     /// The table does not make a filter; a fault of the table.
     #[error("compiling the seccomp filter of the {thread:?} thread")]
     Compile {
@@ -303,8 +314,8 @@ fn compile(
     filter.try_into()
 }
 
-/// Confines the calling thread to what its kind needs, for good. It also gives up gaining
-/// privileges by starting programs (`no_new_privs`).
+/// Confines the calling thread to what its kind needs, for good: its capabilities, then its
+/// system calls. It also gives up gaining privileges by starting programs (`no_new_privs`).
 ///
 /// # Errors
 /// The kernel has no seccomp filters.
@@ -314,6 +325,7 @@ pub fn confine(thread: Thread, policy: Policy) -> Result<(), SeccompError> {
         Policy::Log => SeccompAction::Log,
         Policy::Enforce => SeccompAction::KillProcess,
     };
+    capabilities::limit(thread).map_err(|source| SeccompError::Capabilities { thread, source })?;
     let program =
         compile(thread, mismatch).map_err(|source| SeccompError::Compile { thread, source })?;
     apply_filter(&program).map_err(|source| SeccompError::Install { thread, source })

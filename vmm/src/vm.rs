@@ -166,9 +166,10 @@ impl Vm {
             + config.interfaces.len();
         let devices = u32::try_from(devices)
             .ok()
-            .filter(|&n| n <= layout::VIRTIO_MMIO_MAX);
+            .filter(|&n| n <= layout::VIRTIO_MMIO_MAX)
+            .ok_or(Error::TooManyDevices)?;
         // At most 37.
-        let pins = (layout::VIRTIO_GSI_BASE + devices.ok_or(Error::TooManyDevices)?) as u8;
+        let pins = (layout::VIRTIO_GSI_BASE + devices) as u8;
         kvm::create_interrupt_controllers(&vm, pins)?;
 
         let policy = config.seccomp;
@@ -181,17 +182,43 @@ impl Vm {
             Ok(seccomp::confine(thread, policy)?)
         });
         let mut board = Board::new(&vm, pins)?;
-        let console = ConsoleTail::default();
+        let devices: Vec<_> = (0..devices).map(mmio_device).collect();
+        let rsdp = acpi::write_tables(
+            memory.ram(),
+            &acpi::Machine {
+                vcpus: config.vcpus,
+                serial: config.verbose_console,
+                devices: &devices,
+            },
+        )?;
         let command_line = config.kernel_command_line();
+        let boot = Boot {
+            kernel: &config.kernel,
+            protocol: config.protocol,
+            initramfs: &config.initramfs,
+            command_line: &command_line,
+            rsdp,
+        };
+        let entry = boot::load(&memory, &boot)?;
+        vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
+        let loaded = Instant::now();
+        let socket = config
+            .vsock
+            .as_ref()
+            .and_then(|vsock| vsock.socket.as_ref())
+            .map(|(directory, name)| HostSocket::bind(directory, name))
+            .transpose()?;
+        (config.leave_host)().map_err(Error::host("leaving the host's files"))?;
+
+        let console = ConsoleTail::default();
         let serial = board.add_serial(config.console, console.clone())?;
         if config.rng {
             board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
         }
 
         let mut vsock = None;
-        if let Some(VsockConfig { cid, socket }) = config.vsock {
-            let socket = socket.map(|(directory, name)| HostSocket::bind(&directory, &name));
-            let device = Vsock::new(cid, socket.transpose()?, &hook)?;
+        if let Some(VsockConfig { cid, .. }) = config.vsock {
+            let device = Vsock::new(cid, socket, &hook)?;
             vsock = Some(device.handle());
             board.add_virtio("virtio-vsock", &memory, Box::new(device))?;
         }
@@ -204,24 +231,6 @@ impl Vm {
             board.add_virtio("virtio-net", &memory, Box::new(device))?;
         }
 
-        let rsdp = acpi::write_tables(
-            memory.ram(),
-            &acpi::Machine {
-                vcpus: config.vcpus,
-                serial: config.verbose_console,
-                devices: &board.described,
-            },
-        )?;
-        let boot = Boot {
-            kernel: &config.kernel,
-            protocol: config.protocol,
-            initramfs: &config.initramfs,
-            command_line: &command_line,
-            rsdp,
-        };
-        let entry = boot::load(&memory, &boot)?;
-        vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
-
         let shared = board.finish()?;
         let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus, entry)?;
         let stats = vcpus.iter().filter_map(VcpuStats::open).collect();
@@ -231,7 +240,7 @@ impl Vm {
             console,
             stats,
             begun,
-            loaded: Instant::now(),
+            loaded,
             entry,
             vsock,
             _vm: vm,
@@ -339,7 +348,17 @@ struct Board<'a> {
     ports: Bus,
     mmio: Bus,
     latch: Arc<ExitLatch>,
-    described: Vec<acpi::MmioDevice>,
+    /// How many virtio devices there are.
+    virtio: u32,
+}
+
+/// Where the driver finds the virtio device with this index.
+fn mmio_device(index: u32) -> acpi::MmioDevice {
+    acpi::MmioDevice {
+        // Every window lies in the 32-bit device gap.
+        base: (layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE) as u32,
+        gsi: layout::VIRTIO_GSI_BASE + index,
+    }
 }
 
 impl<'a> Board<'a> {
@@ -360,7 +379,7 @@ impl<'a> Board<'a> {
             ports,
             mmio: Bus::new(),
             latch,
-            described: Vec::new(),
+            virtio: 0,
         })
     }
 
@@ -387,9 +406,8 @@ impl<'a> Board<'a> {
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), Error> {
         // There is a pin for each.
-        let index = self.described.len() as u32;
-        let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE;
-        let gsi = layout::VIRTIO_GSI_BASE + index;
+        let acpi::MmioDevice { base, gsi } = mmio_device(self.virtio);
+        let base = u64::from(base);
         let ram = Arc::clone(memory.ram());
         let transport = MmioTransport::new(ram, device, self.interrupt(gsi)?);
         let notify = IoEventAddress::Mmio(base + MmioTransport::QUEUE_NOTIFY);
@@ -400,11 +418,7 @@ impl<'a> Board<'a> {
         }
         self.mmio
             .insert(name, base, layout::VIRTIO_MMIO_SIZE, share(transport))?;
-        self.described.push(acpi::MmioDevice {
-            // Every window lies in the 32-bit device gap.
-            base: base as u32,
-            gsi,
-        });
+        self.virtio += 1;
         Ok(())
     }
 

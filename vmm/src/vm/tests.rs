@@ -72,6 +72,7 @@ fn machine(code: &[u8], vcpus: u8) -> Option<(TempDir, RunningVm)> {
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
+        leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
     };
     match Vm::new(config) {
@@ -205,6 +206,7 @@ fn impossible_machines_are_refused() {
             vsock: None,
             shares: Vec::new(),
             interfaces: Vec::new(),
+            leave_host: Box::new(|| Ok(())),
             seccomp: Policy::Enforce,
         };
         match Vm::new(config).unwrap_err() {

@@ -472,6 +472,7 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
         }),
         shares: shared_directories(orders, shares)?,
         interfaces: Vec::new(),
+        leave_host: Box::new(|| Ok(())),
         seccomp: CONFINEMENT,
     })
 }

@@ -14,7 +14,6 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen, recv, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 use thiserror::Error;
 
 /// The longest request line: the word, ten digits and the newline fit well.
@@ -43,12 +42,11 @@ pub enum HostSocketError {
     },
 }
 
-/// A bound and listening socket; dropping it removes the file.
+/// A bound and listening socket. Its file stays: by a descriptor of its directory, which would be
+/// needed to remove it, whoever takes this process over could leave the process's root.
 #[derive(Debug)]
 pub struct HostSocket {
     listener: UnixListener,
-    directory: OwnedFd,
-    name: String,
 }
 
 impl HostSocket {
@@ -66,11 +64,7 @@ impl HostSocket {
         // SAFETY: the descriptor was just opened and belongs to nobody else.
         let opened = unsafe { OwnedFd::from_raw_fd(opened) };
         match Self::bind_in(&opened, name) {
-            Ok(listener) => Ok(Self {
-                listener,
-                directory: opened,
-                name: name.to_owned(),
-            }),
+            Ok(listener) => Ok(Self { listener }),
             Err(source) => Err(HostSocketError::Bind {
                 path: directory.join(name),
                 source,
@@ -95,17 +89,8 @@ impl HostSocket {
     }
 
     /// The listening socket, to be served by another thread.
-    pub(super) fn try_clone_listener(&self) -> io::Result<UnixListener> {
-        self.listener.try_clone()
-    }
-}
-
-impl Drop for HostSocket {
-    fn drop(&mut self) {
-        let directory = Some(self.directory.as_raw_fd());
-        if let Err(error) = unlinkat(directory, self.name.as_str(), UnlinkatFlags::NoRemoveDir) {
-            tracing::debug!(%error, name = self.name, "removing the vsock socket");
-        }
+    pub(super) fn into_listener(self) -> UnixListener {
+        self.listener
     }
 }
 
@@ -161,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_socket_is_its_owners_alone_and_goes_with_its_value() {
+    fn the_socket_is_its_owners_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v.sock");
         let socket = HostSocket::bind(directory.path(), "v.sock").unwrap();
@@ -170,7 +155,7 @@ mod tests {
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         drop(socket);
-        assert!(path.symlink_metadata().is_err());
+        assert!(UnixStream::connect(&path).is_err());
     }
 
     #[test]

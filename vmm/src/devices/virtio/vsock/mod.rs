@@ -74,8 +74,6 @@ pub struct Vsock {
     events: Vec<EventFd>,
     worker: Worker<Message>,
     listeners: Arc<Listeners>,
-    /// Removes the file in the end.
-    _socket: Option<HostSocket>,
 }
 
 impl Vsock {
@@ -93,8 +91,7 @@ impl Vsock {
         let events = events.map_err(VsockError::Events)?;
         let clones: io::Result<Vec<_>> = events.iter().map(EventFd::try_clone).collect();
         let clones = clones.map_err(VsockError::Events)?;
-        let listener = socket.as_ref().map(HostSocket::try_clone_listener);
-        let listener = listener.transpose().map_err(VsockError::Events)?;
+        let listener = socket.map(HostSocket::into_listener);
         let listeners = Arc::<Listeners>::default();
         let worker = {
             let listeners = Arc::clone(&listeners);
@@ -111,7 +108,6 @@ impl Vsock {
             events,
             worker,
             listeners,
-            _socket: socket,
         })
     }
 
