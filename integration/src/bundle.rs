@@ -42,6 +42,7 @@ const APPLETS: &[&str] = &[
     "mv",
     "nc",
     "nproc",
+    "ping",
     "printf",
     "ps",
     "pwd",

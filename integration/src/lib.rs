@@ -8,6 +8,7 @@ mod bundle;
 pub mod fault;
 mod fixture;
 mod image;
+pub mod network;
 mod pseudoterminal;
 mod selection;
 pub mod snapshot;

@@ -20,6 +20,8 @@ mod lifecycle;
 mod load;
 mod microvm;
 mod microvm_failures;
+mod network;
+mod pods;
 mod process;
 mod restrictions;
 mod rootless;
@@ -81,6 +83,8 @@ fn main() -> ExitCode {
             terminal::CLAIMS,
             bad_input::CLAIMS,
             leftovers::CLAIMS,
+            network::CLAIMS,
+            pods::CLAIMS,
             load::CLAIMS,
         ];
         let only = match model {
@@ -88,6 +92,8 @@ fn main() -> ExitCode {
                 microvm::CLAIMS,
                 microvm_failures::CLAIMS,
                 attacks::MICROVM_CLAIMS,
+                network::MICROVM_CLAIMS,
+                pods::MICROVM_CLAIMS,
             ]
             .as_slice(),
             Model::Container => &[systemd_cgroup::CLAIMS, rootless::CLAIMS],

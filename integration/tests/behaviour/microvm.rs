@@ -1,6 +1,7 @@
 //! What only a virtual machine has: its size, and a kernel of its own.
 
 use std::fs;
+use std::path::Path;
 
 use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::json;
@@ -13,7 +14,12 @@ pub const CLAIMS: &[Entry] = &[
         "a_distributions_kernel_is_imported_and_runs",
         a_distributions_kernel_is_imported_and_runs,
     ),
+    ("the_vmm_process_is_jailed", the_vmm_process_is_jailed),
 ];
+
+/// The capabilities of the file server, as capability.h numbers them: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER,
+/// FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+const FILE_SERVER: [u32; 9] = [0, 1, 2, 3, 4, 6, 7, 27, 31];
 
 fn vm_section_sets_the_size(fixture: &Fixture) -> Claim {
     let mut bundle = fixture.bundle()?;
@@ -69,5 +75,102 @@ fn a_distributions_kernel_is_imported_and_runs(fixture: &Fixture) -> Claim {
         "written\n",
         "the volume's file"
     );
+    Ok(())
+}
+
+/// The line of a `status` file of the kernel that begins with a word.
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+/// As the host's kernel tells it, with nothing asked of the VMM.
+fn the_vmm_process_is_jailed(fixture: &Fixture) -> Claim {
+    let volume = fixture.dir().join("volume");
+    fs::create_dir(&volume)?;
+    let mut bundle = fixture.bundle()?;
+    bundle.bind(&volume, "/volume", &[]);
+    bundle.args(&["/bin/sleep", "1000"]);
+    let id = fixture.id("jailed");
+    fixture.start_detached(&bundle, &id)?;
+    let pid = fixture.state(&id)?["pid"].as_i64().unwrap_or(0);
+    let proc = Path::new("/proc").join(pid.to_string());
+
+    // It sees what is shared and itself.
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(proc.join("root"))? {
+        seen.push(entry?.file_name());
+    }
+    seen.sort();
+    ensure_eq!(
+        seen,
+        ["proc", "rootfs", "volumes"],
+        "the root of the VMM process"
+    );
+    let mounts = fs::read_to_string(proc.join("mountinfo"))?;
+    let mut places: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .collect();
+    places.sort_unstable();
+    let root = format!("/rootfs/{id}");
+    ensure_eq!(
+        places,
+        ["/", "/proc", &root, &format!("/volumes/{id}/0")],
+        "what is mounted in its namespace"
+    );
+    ensure!(
+        !proc.join("root/proc/sys").exists() && !proc.join("root/proc/1").exists(),
+        "its /proc has more than itself"
+    );
+
+    // No descriptor leads out: what is a directory is one of those.
+    for entry in fs::read_dir(proc.join("fd"))? {
+        let entry = entry?.path();
+        let Ok(metadata) = fs::metadata(&entry) else {
+            continue;
+        };
+        let target = fs::read_link(&entry)?;
+        ensure!(
+            !metadata.is_dir()
+                || ["/rootfs", "/volumes", "/proc"]
+                    .iter()
+                    .any(|inside| target.starts_with(inside))
+                || target.starts_with(format!("/{pid}")),
+            "a directory is open: {}",
+            target.display()
+        );
+    }
+
+    let file_server = FILE_SERVER
+        .iter()
+        .fold(0_u64, |set, number| set | 1 << number);
+    let mut threads = 0;
+    for entry in fs::read_dir(proc.join("task"))? {
+        let entry = entry?.path();
+        let name = fs::read_to_string(entry.join("comm"))?;
+        let status = fs::read_to_string(entry.join("status"))?;
+        let expected = if name.starts_with("fs") {
+            file_server
+        } else {
+            0
+        };
+        for set in ["CapPrm:", "CapEff:"] {
+            let capabilities = u64::from_str_radix(&field(&status, set), 16)?;
+            ensure_eq!(capabilities, expected, "{set} of the thread {name}");
+        }
+        ensure_eq!(
+            field(&status, "Seccomp:"),
+            "2",
+            "seccomp mode of the thread {name}"
+        );
+        ensure_eq!(
+            field(&status, "NoNewPrivs:"),
+            "1",
+            "no new privileges of {name}"
+        );
+        threads += 1;
+    }
+    ensure!(threads > 4, "{threads} threads");
     Ok(())
 }

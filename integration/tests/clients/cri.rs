@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use integration::{
-    Claim, Outcome, Output, World, ensure, ensure_eq, eventually, finish, write_image,
+    Claim, Model, Outcome, Output, World, ensure, ensure_eq, eventually, finish, write_image,
 };
 use serde_json::{Value, json};
 
 use crate::containerd::{LIMIT, SOCKET, configuration, daemon_of, pids_of};
-use crate::{CONTAINER, Entry, IMAGE, Reason, Start};
+use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
 
 /// The image of a sandbox: it only waits.
 const PAUSE: &str = "localhost/rt-pause:latest";
@@ -23,29 +23,48 @@ const EXITED: i64 = 2;
 const POD: i64 = 0;
 const NODE: i64 = 2;
 
-// A machine has no network yet that a pod could share: docs/parity.md.
 pub const CLAIMS: &[Entry<Cri>] = &[
-    Entry::further(
-        "a_pod_lives_through_its_life",
-        CONTAINER,
-        a_pod_lives_through_its_life,
-    ),
-    Entry::further(
-        "a_pods_containers_share",
-        CONTAINER,
-        a_pods_containers_share,
-    ),
+    Entry::essential("a_pod_lives_through_its_life", a_pod_lives_through_its_life),
+    Entry::essential("a_pods_containers_share", a_pods_containers_share),
+    Entry::essential("a_pod_has_a_network", a_pod_has_a_network),
     Entry::further(
         "a_container_is_out_of_memory",
-        CONTAINER,
+        BOTH,
         a_container_is_out_of_memory,
     ),
     Entry::further(
         "a_container_that_cannot_be_is_explained",
-        CONTAINER,
+        BOTH,
         a_container_that_cannot_be_is_explained,
     ),
+    Entry::further(
+        "a_pod_on_the_nodes_network",
+        CONTAINER,
+        a_pod_on_the_nodes_network,
+    ),
 ];
+
+/// The networks of pods, as an administrator sets them up: a bridge, and ports of the node that lead to a pod.
+fn network(data: &Path) -> Value {
+    json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "rt-cni0",
+                "isGateway": true,
+                "ipam": {
+                    "type": "host-local",
+                    "subnet": "10.97.0.0/24",
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "dataDir": data,
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    })
+}
 
 /// The daemon with its CRI service.
 pub struct Cri {
@@ -57,6 +76,10 @@ pub struct Cri {
 pub fn start(start: Start) -> Result<Cri, Reason> {
     let world = &start.world;
     let handlers = world.dir().join("conf.d");
+    let networks = world.dir().join("networks");
+    fs::create_dir(&networks)?;
+    let pods = network(&world.dir().join("addresses"));
+    fs::write(networks.join("pods.conflist"), pods.to_string())?;
     let imports = format!("imports = [\"{}/*.toml\"]\n", handlers.display());
     let settings = format!(
         "{imports}\
@@ -66,7 +89,9 @@ pub fn start(start: Start) -> Result<Cri, Reason> {
          disable_hugetlb_controller = true\n\
          sandbox_image = \"{PAUSE}\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
-         conf_dir = \"/run/no-networks\"\n"
+         bin_dir = \"/usr/lib/cni\"\n\
+         conf_dir = \"{}\"\n",
+        networks.display()
     );
     // As an administrator does it: containerd's configuration, in the form of its version, then the handlers.
     let config = world.dir().join("containerd.toml");
@@ -129,24 +154,35 @@ impl Cri {
         Ok(serde_json::from_str(&response)?)
     }
 
-    /// Runs a pod on the node's network.
+    /// Runs a pod.
     fn pod(&self, name: &str) -> Result<Pod<'_>, Reason> {
+        self.pod_on(name, POD, &json!([]))
+    }
+
+    /// Runs a pod on a network of its own or the node's, with ports of the node that lead to it.
+    fn pod_on(&self, name: &str, network: i64, ports: &Value) -> Result<Pod<'_>, Reason> {
         let logs = self.world().dir().join(format!("{name}-logs"));
         fs::create_dir(&logs)?;
         let config = json!({
             "metadata": {"name": name, "uid": name, "namespace": "default"},
             "log_directory": logs,
+            "port_mappings": ports,
             "linux": {
                 "cgroup_parent": format!("/{}", self.world().cgroup()),
-                "security_context": {"namespace_options": {"network": NODE, "pid": POD}},
+                "security_context": {"namespace_options": {"network": network, "pid": POD}},
             },
         });
-        let request = json!({"config": config, "runtime_handler": "rt"});
+        let handler = match self.start.model {
+            Model::Container => "rt",
+            Model::Microvm => "rt-microvm",
+        };
+        let request = json!({"config": config, "runtime_handler": handler});
         let id = self.call("RunPodSandbox", &request)?["pod_sandbox_id"].clone();
         Ok(Pod {
             cri: self,
             id: id.as_str().unwrap_or_default().to_owned(),
             config,
+            network,
             logs,
         })
     }
@@ -157,6 +193,7 @@ struct Pod<'a> {
     cri: &'a Cri,
     id: String,
     config: Value,
+    network: i64,
     logs: PathBuf,
 }
 
@@ -169,7 +206,7 @@ impl Pod<'_> {
             "log_path": format!("{name}.log"),
             "linux": {
                 "resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512},
-                "security_context": {"namespace_options": {"network": NODE, "pid": POD}},
+                "security_context": {"namespace_options": {"network": self.network, "pid": POD}},
             },
         });
         if let (Some(config), Some(extra)) = (config.as_object_mut(), extra.as_object()) {
@@ -275,17 +312,23 @@ fn a_pods_containers_share(cri: &Cri) -> Claim {
         let link = pod.exec(id, &format!("readlink /proc/self/ns/{kind}"))?;
         Ok(link["stdout"].as_str().unwrap_or_default().to_owned())
     };
-    for kind in ["pid", "ipc"] {
+    for kind in ["pid", "ipc", "net", "uts"] {
         ensure_eq!(namespace(&one, kind)?, namespace(&two, kind)?, "{kind}");
     }
     ensure!(
         namespace(&one, "mnt")? != namespace(&two, "mnt")?,
         "one mount namespace"
     );
-    // One server with its worker for the sandbox and both containers.
+    // One server with its worker for the sandbox and both containers. In a machine each of these has a process of the
+    // worker that stands for it.
+    let stand_ins = if cri.start.model == Model::Microvm {
+        2
+    } else {
+        0
+    };
     ensure_eq!(
         pids_of(&["-id", &pod.id, "serve"])?.len(),
-        2,
+        2 + stand_ins,
         "processes of the shim"
     );
     for id in [&one, &two] {
@@ -295,6 +338,50 @@ fn a_pods_containers_share(cri: &Cri) -> Claim {
             "a shim for {id}"
         );
     }
+    pod.remove()
+}
+
+fn a_pod_has_a_network(cri: &Cri) -> Claim {
+    let ports = json!([{"container_port": 80, "host_port": 18090}]);
+    let pod = cri.pod_on("web", POD, &ports)?;
+    let status = cri.call("PodSandboxStatus", &json!({"pod_sandbox_id": pod.id}))?;
+    let address = status["status"]["network"]["ip"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(address.starts_with("10.97.0."), "address: {status}");
+    let script =
+        "mkdir /tmp/web; echo served > /tmp/web/index.html; exec httpd -f -p 80 -h /tmp/web";
+    pod.run("server", script, &json!({}))?;
+    let fetch = |url: &str| -> Claim {
+        let mut fetch = cri.world().command("busybox");
+        let page = finish(fetch.args(["wget", "-q", "-O", "-", url]), None)?;
+        ensure_eq!(page.success()?.stdout, "served\n", "{url}");
+        Ok(())
+    };
+    eventually(LIMIT, || fetch(&format!("http://{address}/")))?;
+    let node = "10.97.0.1";
+    fetch(&format!("http://{node}:18090/"))?;
+    // The pod's containers share it, and reach what is outside.
+    let other = pod.run("client", "while :; do sleep 0.1; done", &json!({}))?;
+    let script = r"printf 'GET / HTTP/1.0\r\n\r\n' | nc 127.0.0.1 80 | tail -n 1;
+        ping -q -c 1 -w 20 10.97.0.1 > /dev/null; echo $?";
+    let own = pod.exec(&other, script)?;
+    ensure_eq!(own["stdout"], "served\n0\n", "from inside");
+    pod.remove()
+}
+
+/// A machine would take the network away from the node: docs/parity.md.
+fn a_pod_on_the_nodes_network(cri: &Cri) -> Claim {
+    let pod = cri.pod_on("node", NODE, &json!([]))?;
+    let id = pod.run("main", "while :; do sleep 0.1; done", &json!({}))?;
+    let inside = pod.exec(&id, "readlink /proc/self/ns/net")?;
+    let node = fs::read_link(cri.world().path("/proc/1/ns/net"))?;
+    let inside = inside["stdout"]
+        .as_str()
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
+    ensure_eq!(inside, node.to_string_lossy(), "network namespace");
     pod.remove()
 }
 

@@ -23,7 +23,9 @@ ContainerMetadata: name string 1, attempt uint32 2
 Namespaces: network int32 1, pid int32 2, ipc int32 3
 SandboxSecurity: namespace_options Namespaces 1
 LinuxSandbox: cgroup_parent string 1, security_context SandboxSecurity 2
-Sandbox: metadata Metadata 1, hostname string 2, log_directory string 3, linux LinuxSandbox 8
+Port: protocol int32 1, container_port int32 2, host_port int32 3
+Sandbox: metadata Metadata 1, hostname string 2, log_directory string 3, *port_mappings Port 5,
+    linux LinuxSandbox 8
 Resources: cpu_shares int64 3, memory_limit_in_bytes int64 4
 Id: value int64 1
 Security: namespace_options Namespaces 3, run_as_user Id 5
@@ -36,11 +38,14 @@ Count: value uint64 1
 Memory: usage_bytes Count 4
 Stats: memory Memory 3
 Status: id string 1, state int32 3, exit_code int32 7, reason string 10
+Network: ip string 1
+SandboxStatus: id string 1, network Network 5
 Empty:
 ContainerId: container_id string 1
 SandboxId: pod_sandbox_id string 1
 RunPodSandboxRequest: config Sandbox 1, runtime_handler string 2
 CreateContainerRequest: pod_sandbox_id string 1, config Container 2, sandbox_config Sandbox 3
+PodSandboxStatusResponse: status SandboxStatus 1
 StopContainerRequest: container_id string 1, timeout int64 2
 ExecSyncRequest: container_id string 1, *cmd string 2, timeout int64 3
 ExecSyncResponse: stdout string 1, stderr string 2, exit_code int32 3
@@ -51,6 +56,7 @@ UpdateContainerResourcesRequest: container_id string 1, linux Resources 2
 
 METHODS = {
     "RunPodSandbox": ("RunPodSandboxRequest", "SandboxId"),
+    "PodSandboxStatus": ("SandboxId", "PodSandboxStatusResponse"),
     "StopPodSandbox": ("SandboxId", "Empty"),
     "RemovePodSandbox": ("SandboxId", "Empty"),
     "CreateContainer": ("CreateContainerRequest", "ContainerId"),

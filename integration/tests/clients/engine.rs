@@ -49,7 +49,7 @@ pub const CLAIMS: &[Entry<Engine>] = &[
     ),
     Entry::further("restart_runs_it_anew", BOTH, restart_runs_it_anew),
     Entry::further("top_shows_the_workload", CONTAINER, top_shows_the_workload),
-    Entry::further("published_port_answers", CONTAINER, published_port_answers),
+    Entry::essential("published_port_answers", published_port_answers),
 ];
 
 /// A container engine with docker's command line.

@@ -117,10 +117,6 @@ impl Isolation for ContainerModel {
         Model::Container
     }
 
-    fn runs_create_hooks(&self) -> bool {
-        true
-    }
-
     fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
         let cgroup = cgroup_to_make(context)?;
         let request = CreateRequest {

@@ -331,10 +331,6 @@ pub trait Isolation: Sync {
     /// Which one it is.
     fn model(&self) -> Model;
 
-    /// Whether `create` itself runs the `prestart` and `createRuntime` hooks at the right moment. If not, the lifecycle
-    /// runs them when `create` has returned.
-    fn runs_create_hooks(&self) -> bool;
-
     /// Makes the container up to the point where only `start` is missing.
     ///
     /// The init process ends with the workload's exit code or signal.

@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use engine::cgroup::Cgroup;
 use engine::console::Listener;
 use engine::fault;
-use engine::hooks::Kind;
 use engine::systemd::{Keeper, Scope};
 use oci_spec::runtime::LinuxResources;
 
-use super::{Console, Error, Lifecycle, identify, run_hooks, write_pid_file};
+use super::{Console, Error, Lifecycle, identify, write_pid_file};
 use crate::bundle::Bundle;
 use crate::clock;
 use crate::id::ContainerId;
 use crate::isolation::{CreateContext, Images, Made, Model};
-use crate::state::{LockedContainer, Phase, RECORD_VERSION, Record, SAVED_CONFIG, Status};
+use crate::state::{LockedContainer, Phase, RECORD_VERSION, Record, SAVED_CONFIG};
 
 /// The socket in the container's directory on which we get a terminal that is ours to relay.
 const CONSOLE_SOCKET: &str = "console.sock";
@@ -167,23 +166,6 @@ impl Lifecycle {
         drop(keeper);
         let process = identify(pid)?;
         container.update(|record| record.process = Some(process))?;
-        if images.is_none() && !isolation.runs_create_hooks() {
-            let hooks = bundle.spec().hooks().as_ref();
-            let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
-            run_hooks(
-                Kind::Prestart,
-                prestart,
-                container.record(),
-                Status::Creating,
-            )?;
-            let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_ref());
-            run_hooks(
-                Kind::CreateRuntime,
-                create_runtime,
-                container.record(),
-                Status::Creating,
-            )?;
-        }
         let terminal = match &listener {
             Some(listener) => Some(listener.receive().map_err(|source| Error::Console {
                 operation: "receive the terminal",

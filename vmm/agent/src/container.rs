@@ -2,6 +2,7 @@
 //!
 //! The operations block and fork: they run in a child ([`Operation`](crate::operation::Operation)).
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,12 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use prost::Message;
 use protocol::message::{
-    Empty, ExecRequest, Process, ProcessStarted, ProcessesResponse, StatsResponse,
+    Empty, ExecRequest, Network, Process, ProcessStarted, ProcessesResponse, StatsResponse,
 };
 use protocol::{Code, Failure};
 use serde::de::DeserializeOwned;
 
-use crate::boot;
+use crate::{boot, network};
 
 /// A process's stdio, for the engine.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(crate) struct Container {
     cgroup_path: PathBuf,
     /// The bundle that hooks are told; made if there are any.
     bundle: PathBuf,
+    /// Where its network namespace is kept, if it has interfaces of the machine.
+    network: PathBuf,
 }
 
 /// What an operation gives: an encoded response.
@@ -60,25 +63,40 @@ impl Container {
             spec,
             engine: Engine::new(directory.join(id)).with_seccomp_cache(directory.join("~seccomp")),
             bundle: directory.join(format!("{id}.bundle")),
+            network: directory.join(format!("{id}.network")),
             cgroup_path,
         })
     }
 
-    /// Creates the container, with the shares that it needs.
-    pub(crate) fn create(&self, shares: &[String], io: ProcessIo) -> Encoded {
+    /// Creates the container, with the shares and the network that it needs.
+    pub(crate) fn create(
+        &self,
+        shares: &[String],
+        network: Option<&Network>,
+        io: ProcessIo,
+    ) -> Encoded {
         for tag in shares {
             boot::mount_share(tag).map_err(|error| internal(&error))?;
         }
         if !self.has_namespace(LinuxNamespaceType::Network) {
             boot::bring_loopback_up().map_err(|error| internal(&error))?;
         }
+        let spec = match network {
+            Some(network) => {
+                network::enter_new_namespace(network)
+                    .and_then(|()| network::keep_namespace(&self.network))
+                    .map_err(|error| internal(&error))?;
+                Cow::Owned(self.spec_with_own_network()?)
+            }
+            None => Cow::Borrowed(&self.spec),
+        };
         if self.spec.hooks().is_some() {
             self.write_bundle().map_err(|error| internal(&error))?;
         }
         let cgroup = self.cgroup()?;
         let request = CreateRequest {
             id: &self.id,
-            spec: &self.spec,
+            spec: &spec,
             bundle: &self.bundle,
             cgroup: &cgroup,
             stdio: stdio(io),
@@ -93,6 +111,24 @@ impl Container {
         // The agent keeps no record that could be cut off.
         hold.release().map_err(|error| internal(&error))?;
         Ok(started(created.pid))
+    }
+
+    /// The spec for a container that joins this process's network namespace.
+    fn spec_with_own_network(&self) -> Result<Spec, Failure> {
+        let mut spec = self.spec.clone();
+        let namespaces = spec
+            .linux_mut()
+            .as_mut()
+            .and_then(|linux| linux.namespaces_mut().as_mut());
+        let mut namespaces = namespaces.into_iter().flatten();
+        let network = namespaces
+            .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+            .ok_or_else(|| {
+                let text = "a network needs a network namespace in the spec";
+                Failure::new(Code::InvalidArgument, text)
+            })?;
+        network.set_path(Some(self.network.clone()));
+        Ok(spec)
     }
 
     /// Hooks are told a bundle and may look for its configuration there.
@@ -143,6 +179,12 @@ impl Container {
         Ok(started(
             created.map_err(|error| engine_failure(&error))?.pid,
         ))
+    }
+
+    /// Waits until what was sent has been received, if there are connections to elsewhere.
+    pub(crate) fn finish_sending(&self) -> Encoded {
+        network::finish_sending(&self.network).map_err(|error| internal(&error))?;
+        Ok(empty())
     }
 
     /// Lists the processes.
@@ -219,8 +261,13 @@ impl Container {
     pub(crate) fn delete(&self) -> Encoded {
         let deleted = self.engine.delete(&self.cgroup()?);
         deleted.map_err(|error| engine_failure(&error))?;
+        // The host keeps open what this kernel remembers of the root. In a guest only: there this is process 1's child.
+        if nix::unistd::getppid() == Pid::from_raw(1) {
+            let _ = std::fs::write("/proc/sys/vm/drop_caches", "2");
+        }
         // It is there only if the container has hooks.
         let _ = std::fs::remove_dir_all(&self.bundle);
+        network::let_go(&self.network);
         Ok(empty())
     }
 

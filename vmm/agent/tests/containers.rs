@@ -238,6 +238,7 @@ impl Guest {
             spec_json: spec.to_string(),
             stdio: Some(stdio),
             shares: Vec::new(),
+            network: None,
         };
         self.call::<CreateContainer>(&request)?;
         Ok(())
@@ -701,6 +702,7 @@ fn wrong_calls_are_refused() -> Outcomes<()> {
             spec_json,
             stdio: Some(stdio),
             shares: Vec::new(),
+            network: None,
         };
         failure(guest.call::<CreateContainer>(&request).map(|_| ()))
     };

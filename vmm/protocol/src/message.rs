@@ -58,6 +58,111 @@ pub struct CreateContainerRequest {
     /// mounted already stay.
     #[prost(string, repeated, tag = "4")]
     pub shares: Vec<String>,
+    /// What the container's network namespace is to have beside a loopback device; absent if nothing. The spec then
+    /// has a network namespace without a path.
+    #[prost(message, optional, tag = "5")]
+    pub network: Option<Network>,
+}
+
+/// What a network namespace on the host has, for one in the guest. Addresses of the internet are 4 or 16 bytes long,
+/// those of an Ethernet link 6.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Network {
+    /// The interfaces that the machine has a device for.
+    #[prost(message, repeated, tag = "1")]
+    pub interfaces: Vec<Interface>,
+    /// The routes beside those that come with the interfaces' addresses, in the order in which they can be added.
+    #[prost(message, repeated, tag = "2")]
+    pub routes: Vec<Route>,
+    /// Neighbours on the link that are known without asking.
+    #[prost(message, repeated, tag = "3")]
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// A network interface.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Interface {
+    /// Its name in the container.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The link address by which its device is found.
+    #[prost(bytes = "vec", tag = "2")]
+    pub link_address: Vec<u8>,
+    /// The largest packet without its link header, in bytes.
+    #[prost(uint32, tag = "3")]
+    pub mtu: u32,
+    /// Its addresses.
+    #[prost(message, repeated, tag = "4")]
+    pub addresses: Vec<InterfaceAddress>,
+}
+
+/// An address of an interface.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InterfaceAddress {
+    /// The address.
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: Vec<u8>,
+    /// The bits of the network's prefix.
+    #[prost(uint32, tag = "2")]
+    pub prefix_length: u32,
+    /// The broadcast address, if there is one.
+    #[prost(bytes = "vec", tag = "3")]
+    pub broadcast: Vec<u8>,
+    /// The other end of a link between two.
+    #[prost(bytes = "vec", tag = "4")]
+    pub peer: Vec<u8>,
+    /// Whether the address comes without a route to its network.
+    #[prost(bool, tag = "5")]
+    pub no_prefix_route: bool,
+    /// Where the address is valid, as rtnetlink(7) numbers it.
+    #[prost(uint32, tag = "6")]
+    pub scope: u32,
+}
+
+/// A route of the main table.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Route {
+    /// The interface's name.
+    #[prost(string, tag = "1")]
+    pub interface: String,
+    /// The destination; all zeroes with a prefix of 0 bits for the default route.
+    #[prost(bytes = "vec", tag = "2")]
+    pub destination: Vec<u8>,
+    /// The bits of the destination's prefix.
+    #[prost(uint32, tag = "3")]
+    pub prefix_length: u32,
+    /// The next hop, if it is not on the link.
+    #[prost(bytes = "vec", tag = "4")]
+    pub gateway: Vec<u8>,
+    /// The preferred source address.
+    #[prost(bytes = "vec", tag = "5")]
+    pub source: Vec<u8>,
+    /// The metric: of several routes the one with the least is taken. 0 leaves it to the kernel.
+    #[prost(uint32, tag = "6")]
+    pub priority: u32,
+    /// How far the destination is, as rtnetlink(7) numbers it.
+    #[prost(uint32, tag = "7")]
+    pub scope: u32,
+    /// Whether the gateway counts as on the link although no prefix says so.
+    #[prost(bool, tag = "8")]
+    pub on_link: bool,
+    /// The largest packet on this route, in bytes; 0 for the interface's.
+    #[prost(uint32, tag = "9")]
+    pub mtu: u32,
+}
+
+/// A neighbour whose link address is fixed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Neighbour {
+    /// The interface's name.
+    #[prost(string, tag = "1")]
+    pub interface: String,
+    /// Its address.
+    #[prost(bytes = "vec", tag = "2")]
+    pub address: Vec<u8>,
+    /// Its link address.
+    #[prost(bytes = "vec", tag = "3")]
+    pub link_address: Vec<u8>,
 }
 
 /// Starts a process in a container.

@@ -47,6 +47,9 @@ methods! {
     /// Answers when a process has ended and what it wrote has been passed on. May be called before and
     /// after the end, and several times.
     Wait: ProcessRequest => WaitResponse;
+    /// Answers when what the processes of a container, which have ended, sent over TCP has been received, or after a
+    /// while in which it was not. The connections end with the VM.
+    FinishSending: ContainerRequest => Empty;
     /// Sets the size of a process's terminal.
     ResizeTerminal: ResizeTerminalRequest => Empty;
     /// Lists the processes of a container.

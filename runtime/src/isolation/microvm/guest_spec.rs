@@ -15,7 +15,7 @@ use protocol::{ROOTFS_TAG, SHARES_DIR, VOLUMES_TAG};
 use crate::bundle::Bundle;
 use crate::id::ContainerId;
 
-/// A file or directory of the host that the guest sees as `volumes/<index>`.
+/// A file or directory of the host that the guest sees as `volumes/<id>/<index>`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Volume {
     /// Its place on the host.
@@ -42,7 +42,7 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// What it names, in the order of their numbers.
     pub volumes: Vec<Volume>,
-    /// Where the VMM process belongs.
+    /// Where the VMM process belongs, if it is made for this container.
     pub network: Network,
 }
 
@@ -70,15 +70,49 @@ pub enum GuestSpecError {
     },
 }
 
-/// Rewrites the bundle's configuration for the guest.
+/// The init process of a pod's sandbox, whose namespaces the pod's containers share.
+#[derive(Debug, Clone, Copy)]
+pub struct PodInit {
+    /// Its pid on the host: that of the VMM process.
+    pub host: i32,
+    /// Its pid in the guest.
+    pub guest: u32,
+}
+
+/// What the guest sees of the host beside the root, while it is found.
+struct Volumes {
+    /// Where it is in the guest.
+    dir: PathBuf,
+    all: Vec<Volume>,
+}
+
+impl Volumes {
+    /// Adds a volume and gives its path in the guest.
+    fn add(&mut self, volume: Volume) -> PathBuf {
+        let path = self.dir.join(self.all.len().to_string());
+        self.all.push(volume);
+        path
+    }
+}
+
+/// Rewrites the bundle's configuration for the guest: of a machine of its own, or of that of the pod whose sandbox's
+/// init is given.
 ///
 /// # Errors
 /// Something in it cannot be had in a microVM, or does not exist.
-pub fn rewrite(bundle: &Bundle, id: &ContainerId) -> Result<GuestSpec, GuestSpecError> {
+pub fn rewrite(
+    bundle: &Bundle,
+    id: &ContainerId,
+    pod: Option<PodInit>,
+) -> Result<GuestSpec, GuestSpecError> {
     let mut spec = bundle.spec().clone();
-    let mut volumes = Vec::new();
+    let shares = Path::new(SHARES_DIR);
+    let mut volumes = Volumes {
+        dir: shares.join(VOLUMES_TAG).join(id.as_str()),
+        all: Vec::new(),
+    };
     if let Some(root) = spec.root_mut() {
-        root.set_path(Path::new(SHARES_DIR).join(ROOTFS_TAG).join(id.as_str()));
+        root.set_path(shares.join(ROOTFS_TAG).join(id.as_str()));
     }
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for (index, mount) in mounts.iter_mut().enumerate() {
@@ -90,10 +124,10 @@ pub fn rewrite(bundle: &Bundle, id: &ContainerId) -> Result<GuestSpec, GuestSpec
         // Labels of the host's security modules: they confine the VMM's side, not a process under another kernel.
         process.set_apparmor_profile(None).set_selinux_label(None);
     }
-    let network = rewrite_linux(&mut spec, id)?;
+    let network = rewrite_linux(&mut spec, id, pod)?;
     Ok(GuestSpec {
         spec,
-        volumes,
+        volumes: volumes.all,
         network,
     })
 }
@@ -105,20 +139,11 @@ fn impossible(at: impl Into<String>, what: &'static str) -> GuestSpecError {
     }
 }
 
-/// Adds a volume and gives its path in the guest.
-fn share(volumes: &mut Vec<Volume>, volume: Volume) -> PathBuf {
-    let path = Path::new(SHARES_DIR)
-        .join(VOLUMES_TAG)
-        .join(volumes.len().to_string());
-    volumes.push(volume);
-    path
-}
-
 fn share_bind_source(
     bundle: &Path,
     index: usize,
     mount: &mut Mount,
-    volumes: &mut Vec<Volume>,
+    volumes: &mut Volumes,
 ) -> Result<(), GuestSpecError> {
     let options = mount.options().clone().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option == name);
@@ -150,20 +175,17 @@ fn share_bind_source(
         return Err(impossible(at(), "reach a Unix socket of the host"));
     }
     let read_only = has("ro") || has("rro");
-    mount.set_source(Some(share(
-        volumes,
-        Volume {
-            source: resolved,
-            recursive,
-            read_only,
-        },
-    )));
+    mount.set_source(Some(volumes.add(Volume {
+        source: resolved,
+        recursive,
+        read_only,
+    })));
     Ok(())
 }
 
 /// Hooks of the runtime namespace run on the host; createContainer is taken to the guest as a volume; startContainer
 /// is in the container's own root already.
-fn rewrite_hooks(spec: &mut Spec, volumes: &mut Vec<Volume>) -> Result<(), GuestSpecError> {
+fn rewrite_hooks(spec: &mut Spec, volumes: &mut Volumes) -> Result<(), GuestSpecError> {
     let Some(mut hooks) = spec.hooks().clone() else {
         return Ok(());
     };
@@ -189,21 +211,29 @@ fn rewrite_hooks(spec: &mut Spec, volumes: &mut Vec<Volume>) -> Result<(), Guest
         if hook.args().as_ref().is_none_or(Vec::is_empty) {
             hook.set_args(Some(vec![path.to_string_lossy().into_owned()]));
         }
-        hook.set_path(share(
-            volumes,
-            Volume {
-                source: path.clone(),
-                recursive: false,
-                read_only: true,
-            },
-        ));
+        hook.set_path(volumes.add(Volume {
+            source: path.clone(),
+            recursive: false,
+            read_only: true,
+        }));
     }
     hooks.set_create_container(Some(create));
     spec.set_hooks(Some(hooks));
     Ok(())
 }
 
-fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpecError> {
+/// What names a namespace of the pod's sandbox on the host, as the guest names it.
+fn in_pod(path: &Path, pod: PodInit) -> Option<PathBuf> {
+    let namespace = path.strip_prefix(format!("/proc/{}/ns", pod.host)).ok()?;
+    let guest = PathBuf::from(format!("/proc/{}/ns", pod.guest));
+    Some(guest.join(namespace))
+}
+
+fn rewrite_linux(
+    spec: &mut Spec,
+    id: &ContainerId,
+    pod: Option<PodInit>,
+) -> Result<Network, GuestSpecError> {
     let Some(linux) = spec.linux_mut() else {
         return Ok(Network::New);
     };
@@ -211,7 +241,18 @@ fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpec
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for (index, namespace) in namespaces.iter_mut().enumerate() {
         let path = namespace.path().clone();
+        let pods = path.as_deref().and_then(|path| in_pod(path, pod?));
         match (namespace.typ(), path) {
+            (kind, Some(_)) if pods.is_some() => {
+                if kind == LinuxNamespaceType::Network {
+                    network = Some(Network::New);
+                }
+                namespace.set_path(pods);
+            }
+            (LinuxNamespaceType::Network, Some(_)) if pod.is_some() => {
+                let at = format!("linux.namespaces[{index}].path");
+                return Err(impossible(at, "have another network than its pod's"));
+            }
             (LinuxNamespaceType::Network, path) => {
                 network = Some(path.map_or(Network::New, Network::Join));
                 namespace.set_path(None);
@@ -230,16 +271,17 @@ fn rewrite_linux(spec: &mut Spec, id: &ContainerId) -> Result<Network, GuestSpec
         ));
     };
     linux.set_namespaces(Some(namespaces));
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|devices| !devices.is_empty())
+    if pod.is_some()
+        && linux
+            .net_devices()
+            .as_ref()
+            .is_some_and(|devices| !devices.is_empty())
     {
-        return Err(impossible(
-            "linux.netDevices",
-            "take over a network device of the host",
-        ));
+        let what = "take a network device over into its pod's machine, which runs already";
+        return Err(impossible("linux.netDevices", what));
     }
+    // The host moves them to where the VMM process is.
+    linux.set_net_devices(None);
     if linux
         .seccomp()
         .as_ref()
@@ -314,6 +356,13 @@ mod tests {
     use super::*;
 
     fn rewritten(edit: impl FnOnce(&Path, &mut Value)) -> Result<GuestSpec, String> {
+        rewritten_in(None, edit)
+    }
+
+    fn rewritten_in(
+        pod: Option<PodInit>,
+        edit: impl FnOnce(&Path, &mut Value),
+    ) -> Result<GuestSpec, String> {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("rootfs")).unwrap();
         let mut config = json!({
@@ -326,7 +375,7 @@ mod tests {
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let bundle = Bundle::load(dir.path()).unwrap();
         let base = bundle.dir().to_str().unwrap().to_owned();
-        rewrite(&bundle, &"c1".parse().unwrap())
+        rewrite(&bundle, &"c1".parse().unwrap(), pod)
             .map_err(|error| crate::error_chain(&error).replace(&base, "B"))
     }
 
@@ -348,7 +397,7 @@ mod tests {
         assert_eq!(mounts[0].source().as_deref(), Some(Path::new("proc")));
         assert_eq!(
             mounts[1].source().as_deref(),
-            Some(Path::new("/run/rt/volumes/0"))
+            Some(Path::new("/run/rt/volumes/c1/0"))
         );
         assert_eq!(guest.volumes.len(), 1);
         assert!(
@@ -386,6 +435,39 @@ mod tests {
                 .path(),
             &None
         );
+    }
+
+    #[test]
+    fn in_a_pod_the_sandboxs_namespaces_are_those_in_the_guest() {
+        let pod = Some(PodInit {
+            host: 4711,
+            guest: 42,
+        });
+        let network = json!({"type": "network", "path": "/proc/4711/ns/net"});
+        let joining = |other: Value| {
+            let network = network.clone();
+            rewritten_in(pod, move |_, config| {
+                config["linux"]["namespaces"] = json!([network, other]);
+            })
+        };
+        let guest = joining(json!({"type": "pid", "path": "/proc/4711/ns/pid"})).unwrap();
+        let namespaces = guest.spec.linux().as_ref().unwrap().namespaces().clone();
+        let paths: Vec<_> = namespaces
+            .unwrap()
+            .iter()
+            .map(|namespace| namespace.path().clone().unwrap())
+            .collect();
+        let expected = ["/proc/42/ns/net", "/proc/42/ns/pid"].map(PathBuf::from);
+        assert_eq!(paths, expected);
+        for path in ["/proc/4712/ns/pid", "/proc/4711/ns-pid"] {
+            let error = joining(json!({"type": "pid", "path": path})).unwrap_err();
+            assert!(error.contains("linux.namespaces[1].path"), "{error}");
+        }
+        let error = rewritten_in(pod, |_, config| {
+            config["linux"]["namespaces"] = json!([{"type": "network", "path": "/run/netns/x"}]);
+        });
+        let error = error.unwrap_err();
+        assert!(error.contains("another network than its pod's"), "{error}");
     }
 
     #[test]
@@ -441,7 +523,7 @@ mod tests {
                 && hooks.poststop().is_none()
         );
         let create = &hooks.create_container().as_ref().unwrap()[0];
-        assert_eq!(create.path(), Path::new("/run/rt/volumes/0"));
+        assert_eq!(create.path(), Path::new("/run/rt/volumes/c1/0"));
         assert!(create.args().as_ref().unwrap()[0].ends_with("/hook"));
         assert_eq!(
             hooks.start_container().as_ref().unwrap()[0].path(),

@@ -7,18 +7,24 @@
 mod agent;
 mod exec;
 mod guest_spec;
+mod jail;
+mod network;
 mod oom;
+mod pod;
 mod relay;
 mod report;
 mod shares;
 mod sizing;
+mod stand_in;
 mod supervise;
 mod terminal;
 mod vmm_process;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -28,17 +34,22 @@ use std::time::Duration;
 use engine::cgroup::Cgroup;
 use engine::{Hold, ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
-use nix::unistd::pipe2;
+use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::LinuxResources;
-use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
+use protocol::message::{
+    ContainerRequest, DeleteRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest,
+};
 use protocol::method::{
-    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
+    Delete, Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
     Stats as GuestStats, Update,
 };
 use protocol::{ClientError, Code, Method};
 use vmm::seccomp::Policy;
 
 use self::agent::{Agent, AgentError};
+use self::guest_spec::{Network, PodInit};
+use self::pod::{Member, Role};
+use self::shares::Content;
 use self::vmm_process::Orders;
 use super::{
     CreateContext, ExecRequest, Images, Isolation, IsolationError, Made, Model, OomWatch, Stats,
@@ -46,6 +57,7 @@ use super::{
 };
 use crate::bundle::{Bundle, VmSection};
 use crate::guest::Store;
+use crate::id::ContainerId;
 use crate::process::PidFd;
 use crate::signal::Signal;
 
@@ -56,6 +68,9 @@ const CONFINEMENT: Policy = Policy::Enforce;
 
 /// The model's directory in a container's.
 const VM_DIR: &str = "vm";
+
+/// The path of the network namespace that was joined, in the model's directory.
+const NETWORK_NAMESPACE: &str = "network-namespace";
 
 /// How long a VMM process may take to end after SIGKILL: it may have gigabytes to give back.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -124,7 +139,7 @@ fn call<M: Method>(
     container: &Target<'_>,
     request: &M::Request,
 ) -> Result<M::Response, IsolationError> {
-    let mut agent = Agent::connect(&container.dir.join(VM_DIR)).map_err(agent_error)?;
+    let mut agent = Agent::connect(&pod::machine_of(container.dir)).map_err(agent_error)?;
     agent.call::<M>(request).map_err(agent_error)
 }
 
@@ -146,10 +161,6 @@ impl Isolation for MicrovmModel {
         Model::Microvm
     }
 
-    fn runs_create_hooks(&self) -> bool {
-        false
-    }
-
     fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
         if context.preserve_fds > 0 {
             return Err(unsupported(
@@ -163,33 +174,16 @@ impl Isolation for MicrovmModel {
                 "its process takes privileges to give them up; call it as root",
             ));
         }
-        let orders = orders(context)?;
-        let mut cgroup = Cgroup::new(&orders.cgroup).map_err(IsolationError::failed)?;
-        if let Some(keeper) = context.cgroup_keeper {
-            cgroup = cgroup.kept_by(keeper);
+        refuse_foreign_machines(context.bundle.vm())?;
+        match pod::role(context.bundle).map_err(IsolationError::failed)? {
+            Role::Member(sandbox) => create_in_pod(context, &sandbox),
+            role => create_machine(context, role == Role::Sandbox),
         }
-        if let Some(pid) = cgroup.pids().map_err(IsolationError::failed)?.first() {
-            let path = orders.cgroup;
-            return Err(IsolationError::failed(SetupError::CgroupInUse {
-                path,
-                pid: pid.as_raw(),
-            }));
-        }
-        // From this directory on, what is in the cgroup is ours to end.
-        fs::create_dir(&orders.vm_dir)
-            .map_err(io_error(format!("create {}", orders.vm_dir.display())))?;
-        fault::point("microvm.cgroup-claimed");
-        cgroup.create().map_err(IsolationError::failed)?;
-        if let Some(resources) = host_resources(context) {
-            cgroup.apply(&resources).map_err(IsolationError::failed)?;
-        }
-        fault::point("microvm.cgroup-limited");
-        spawn_vmm(&orders)
     }
 
     fn start(&self, container: &Target<'_>) -> Result<(), IsolationError> {
         let vm_dir = container.dir.join(VM_DIR);
-        let mut agent = Agent::connect(&vm_dir).map_err(agent_error)?;
+        let mut agent = Agent::connect(&pod::machine_of(container.dir)).map_err(agent_error)?;
         // The client may have given its terminal a size since create; the workload must not see an older one.
         if let Ok(terminal) = fs::read_to_string(vm_dir.join(vmm_process::TERMINAL))
             && let Ok(device) = fs::OpenOptions::new()
@@ -226,8 +220,8 @@ impl Isolation for MicrovmModel {
         signal: Signal,
         all: bool,
     ) -> Result<(), IsolationError> {
-        // The machine ends with its VMM: no guest, however broken, outlives this.
-        if signal == Signal::KILL {
+        // The machine ends with its VMM: no guest, however broken, outlives this. In a pod others need it.
+        if signal == Signal::KILL && !pod::is_member(container.dir) {
             let pid = container.pid.ok_or(IsolationError::NotRunning)?;
             let process = PidFd::open(pid).map_err(|_| IsolationError::NotRunning)?;
             return process
@@ -266,10 +260,17 @@ impl Isolation for MicrovmModel {
         let cgroup = Cgroup::new(container.cgroup_path).map_err(IsolationError::failed)?;
         cgroup.remove().map_err(IsolationError::failed)?;
         fault::point("microvm.cgroup-removed");
+        if pod::is_member(container.dir) {
+            leave_pod(container)?;
+        }
         let shares = vm_dir.join(vmm_process::SHARES);
         shares::remove_mount_point(&shares)
             .map_err(io_error(format!("remove {}", shares.display())))?;
         fault::point("microvm.shares-removed");
+        if let Ok(path) = fs::read(vm_dir.join(NETWORK_NAMESPACE)) {
+            network::detach(Path::new(OsStr::from_bytes(&path))).map_err(IsolationError::failed)?;
+        }
+        fault::point("microvm.network-detached");
         match fs::remove_dir_all(&vm_dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_error(format!("remove {}", vm_dir.display()))(error))
@@ -291,7 +292,7 @@ impl Isolation for MicrovmModel {
         }
         let execution = exec::Execution {
             id: container.id.as_str(),
-            vm_dir: &container.dir.join(VM_DIR),
+            machine: &pod::machine_of(container.dir),
             cgroup_path: container.cgroup_path,
             process: request.process,
             console_socket: request.console_socket,
@@ -336,7 +337,7 @@ impl Isolation for MicrovmModel {
 
     fn watch_oom(&self, container: &Target<'_>) -> Result<Box<dyn OomWatch>, IsolationError> {
         let known = guest_stats(container)?.memory.oom_kills;
-        let watch = oom::GuestWatch::new(&container.dir.join(VM_DIR), container.id, known);
+        let watch = oom::GuestWatch::new(&pod::machine_of(container.dir), container.id, known);
         Ok(Box::new(watch.map_err(agent_error)?))
     }
 
@@ -374,15 +375,127 @@ impl Isolation for MicrovmModel {
     }
 }
 
+/// Makes a machine with the container in it.
+fn create_machine(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Made, IsolationError> {
+    let orders = orders(context, is_sandbox)?;
+    let cgroup = claim(context)?;
+    if let Network::Join(path) = &orders.network {
+        fs::write(
+            orders.vm_dir.join(NETWORK_NAMESPACE),
+            path.as_os_str().as_encoded_bytes(),
+        )
+        .map_err(io_error("note the network namespace"))?;
+    }
+    fault::point("microvm.cgroup-claimed");
+    limit(&cgroup, context)?;
+    fault::point("microvm.cgroup-limited");
+    spawn_vmm(&orders, |pid| prepare_host(context, pid))
+}
+
+/// Makes the container in the machine of its pod.
+fn create_in_pod(
+    context: &CreateContext<'_>,
+    sandbox: &ContainerId,
+) -> Result<Made, IsolationError> {
+    if context.bundle.vm().is_some() {
+        return Err(unsupported(
+            "honour `vm` in a container of a pod",
+            "the machine is the pod's: ask for it in the sandbox's configuration",
+        ));
+    }
+    let machine = pod::Machine::find(context.dir, sandbox).map_err(IsolationError::failed)?;
+    let init = PodInit {
+        host: machine.vmm.as_raw(),
+        guest: machine.init,
+    };
+    let guest_spec = guest_spec::rewrite(context.bundle, context.id, Some(init))
+        .map_err(IsolationError::failed)?;
+    let cgroup = claim(context)?;
+    let vm_dir = context.dir.join(VM_DIR);
+    pod::note_sandbox(&vm_dir, sandbox).map_err(io_error("note the pod's sandbox"))?;
+    fault::point("pod.claimed");
+    limit(&cgroup, context)?;
+    let content = Content {
+        id: context.id.as_str(),
+        rootfs: context.bundle.rootfs(),
+        read_only: is_read_only(context.bundle),
+        volumes: &guest_spec.volumes,
+    };
+    shares::add(machine.vmm, &content).map_err(IsolationError::failed)?;
+    fault::point("pod.shared");
+    let member = Member {
+        id: context.id.as_str(),
+        vm_dir: &vm_dir,
+        machine: &machine,
+        cgroup: context.cgroup_path,
+        spec: &guest_spec.spec,
+        console_socket: context.console_socket,
+    };
+    let (pid, hold) = member
+        .create(|pid| prepare_host(context, pid))
+        .map_err(IsolationError::failed)?;
+    Ok(Made { pid, hold })
+}
+
+/// Takes the container out of its pod's machine, if that still runs.
+fn leave_pod(container: &Target<'_>) -> Result<(), IsolationError> {
+    let machine = pod::machine_of(container.dir);
+    let Ok(vmm) = pod::vmm_of(&machine) else {
+        return Ok(());
+    };
+    let request = DeleteRequest {
+        id: container.id.as_str().to_owned(),
+        exec_id: String::new(),
+        force: true,
+    };
+    match call::<Delete>(container, &request) {
+        // It was never made there, or the machine has just ended.
+        Ok(_) | Err(IsolationError::NotRunning) => {}
+        Err(error) => return Err(error),
+    }
+    fault::point("pod.left");
+    shares::remove(vmm, container.id.as_str()).map_err(IsolationError::failed)
+}
+
+/// Makes the container's `vm` directory: from then on, what is in the cgroup is ours to end.
+fn claim(context: &CreateContext<'_>) -> Result<Cgroup, IsolationError> {
+    let mut cgroup = Cgroup::new(context.cgroup_path).map_err(IsolationError::failed)?;
+    if let Some(keeper) = context.cgroup_keeper {
+        cgroup = cgroup.kept_by(keeper);
+    }
+    if let Some(pid) = cgroup.pids().map_err(IsolationError::failed)?.first() {
+        return Err(IsolationError::failed(SetupError::CgroupInUse {
+            path: context.cgroup_path.to_owned(),
+            pid: pid.as_raw(),
+        }));
+    }
+    let vm_dir = context.dir.join(VM_DIR);
+    fs::create_dir(&vm_dir).map_err(io_error(format!("create {}", vm_dir.display())))?;
+    Ok(cgroup)
+}
+
+fn limit(cgroup: &Cgroup, context: &CreateContext<'_>) -> Result<(), IsolationError> {
+    cgroup.create().map_err(IsolationError::failed)?;
+    if let Some(resources) = host_resources(context) {
+        cgroup.apply(&resources).map_err(IsolationError::failed)?;
+    }
+    Ok(())
+}
+
+/// What the host does when the process that stands for the container is in its place.
+fn prepare_host(context: &CreateContext<'_>, pid: Pid) -> Result<(), engine::Error> {
+    let (spec, bundle) = (context.bundle.spec(), context.bundle.dir());
+    engine::prepare_host(context.id.as_str(), spec, bundle, pid)
+}
+
 /// What the VMM process will need, all of it checked as far as the host can.
-fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
+fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, IsolationError> {
     let config = &context.config.microvm;
     let cpus = std::thread::available_parallelism()
         .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
     let size = sizing::size(context.bundle, config, cpus).map_err(IsolationError::failed)?;
-    refuse_foreign_machines(context.bundle.vm())?;
     let guest_spec =
-        guest_spec::rewrite(context.bundle, context.id).map_err(IsolationError::failed)?;
+        guest_spec::rewrite(context.bundle, context.id, None).map_err(IsolationError::failed)?;
     let vm = context.bundle.vm();
     let (kernel, modules) = match vm.and_then(|vm| vm.kernel.as_ref()) {
         Some(kernel) => {
@@ -424,6 +537,7 @@ fn orders(context: &CreateContext<'_>) -> Result<Orders, IsolationError> {
         boot_limit: Duration::from_secs(config.boot_limit_seconds.max(1).into()),
         rootfs: context.bundle.rootfs().to_owned(),
         rootfs_read_only: is_read_only(context.bundle),
+        is_sandbox,
         volumes: guest_spec.volumes,
         spec: guest_spec.spec,
         console_socket: context.console_socket.map(Path::to_owned),
@@ -539,15 +653,21 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
     Some(resources)
 }
 
-/// Starts the VMM process and waits until the container in it is created.
-fn spawn_vmm(orders: &Orders) -> Result<Made, IsolationError> {
-    let text = serde_json::to_vec(orders)
+/// Starts the VMM process and waits until the container in it is created. `prepare` gets the process's pid when it is
+/// in the container's network namespace, and before it looks at what is there.
+fn spawn_vmm(
+    orders: &Orders,
+    prepare: impl FnOnce(Pid) -> Result<(), engine::Error>,
+) -> Result<Made, IsolationError> {
+    let mut text = serde_json::to_vec(orders)
         .map_err(|error| io_error("encode the VMM's orders")(error.into()))?;
+    text.push(b'\n');
     let (orders_read, orders_write) =
         pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
     let (held, hold) =
         pipe2(OFlag::O_CLOEXEC).map_err(|error| io_error("make a pipe")(error.into()))?;
-    let (report, reporter) = report::channel().map_err(io_error("make a pipe"))?;
+    let (mut report, reporter) =
+        report::channel("the VMM process").map_err(io_error("make a pipe"))?;
     let report_write = reporter.into_fd();
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rt").arg(vmm_process::ARGUMENT);
@@ -567,16 +687,24 @@ fn spawn_vmm(orders: &Orders) -> Result<Made, IsolationError> {
         .map_err(io_error("execute the VMM process"))?;
     fault::point("microvm.vmm-executed");
     drop((orders_read, report_write, held));
-    // A child that dies early breaks the pipe; its report says why.
-    let _ = File::from(orders_write).write_all(&text);
-    fault::point("microvm.orders-given");
-    if let Err(failure) = report.wait("the VMM process") {
+    let pid = child.id().cast_signed();
+    let made = (|| {
+        let mut line = File::from(orders_write);
+        // A child that dies early breaks the pipe; its report says why.
+        let _ = line.write_all(&text);
+        fault::point("microvm.orders-given");
+        report.wait().map_err(IsolationError::failed)?;
+        fault::point("microvm.network-entered");
+        prepare(Pid::from_raw(pid)).map_err(IsolationError::failed)?;
+        fault::point("microvm.network-prepared");
+        let _ = line.write_all(b"\n");
+        report.wait().map_err(IsolationError::failed)
+    })();
+    if let Err(error) = made {
         let _ = child.kill();
         let _ = child.wait();
-        return Err(IsolationError::failed(failure));
+        return Err(error);
     }
-    let pid = i32::try_from(child.id())
-        .map_err(|_| io_error("keep the VMM's pid")(io::ErrorKind::InvalidData.into()))?;
     Ok(Made {
         pid,
         hold: Hold::new(hold),

@@ -1,11 +1,11 @@
-//! How a child process tells its parent that it is ready, or why it failed.
+//! How a child process tells its parent how far it is, or why it failed.
 //!
-//! One message over a pipe, then its end. A child that dies without a word is an error too: the parent sees the end of
+//! Each word is a line over a pipe. A child that dies without its last word is an error too: the parent sees the end of
 //! the pipe, never a hang.
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
@@ -18,6 +18,8 @@ const LIMIT: u64 = 256 << 10;
 
 #[derive(Serialize, Deserialize)]
 enum Message {
+    /// It has come to the place where its parent has something to do.
+    Arrived,
     Ready,
     /// An error and its causes, the outermost first.
     Failed(Vec<String>),
@@ -29,15 +31,19 @@ pub struct Reporter(File);
 
 /// The parent's end.
 #[derive(Debug)]
-pub struct Report(File);
+pub struct Report {
+    words: BufReader<io::Take<File>>,
+    child: &'static str,
+}
 
-/// A pipe for one report; both ends are closed on exec.
+/// A pipe for the report of `child`, as an error would name it; both ends are closed on exec.
 ///
 /// # Errors
 /// The kernel's.
-pub fn channel() -> io::Result<(Report, Reporter)> {
+pub fn channel(child: &'static str) -> io::Result<(Report, Reporter)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((Report(read.into()), Reporter(write.into())))
+    let words = BufReader::new(File::from(read).take(LIMIT));
+    Ok((Report { words, child }, Reporter(write.into())))
 }
 
 impl From<OwnedFd> for Reporter {
@@ -74,16 +80,24 @@ impl Reporter {
         Ok(())
     }
 
+    /// The child has come to the place where its parent has something to do.
+    ///
+    /// # Errors
+    /// The parent is gone.
+    pub fn arrived(&mut self) -> io::Result<()> {
+        self.send(&Message::Arrived)
+    }
+
     /// The child is ready.
     ///
     /// # Errors
     /// The parent is gone.
-    pub fn ready(self) -> io::Result<()> {
+    pub fn ready(mut self) -> io::Result<()> {
         self.send(&Message::Ready)
     }
 
     /// The child failed. A parent that is gone does not want to know.
-    pub fn failed(self, error: &(dyn Error + 'static)) {
+    pub fn failed(mut self, error: &(dyn Error + 'static)) {
         let mut texts = vec![error.to_string()];
         let mut source = error.source();
         while let Some(cause) = source {
@@ -93,28 +107,30 @@ impl Reporter {
         let _ = self.send(&Message::Failed(texts));
     }
 
-    fn send(mut self, message: &Message) -> io::Result<()> {
-        self.0.write_all(&serde_json::to_vec(message)?)
+    fn send(&mut self, message: &Message) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.0.write_all(&line)
     }
 }
 
 impl Report {
-    /// Waits for the child's word.
+    /// Waits for the child's next word.
     ///
     /// # Errors
     /// The child's error with its causes, or that it ended without a word.
-    pub fn wait(self, child: &'static str) -> Result<(), Failure> {
-        let mut text = Vec::new();
-        let read = self.0.take(LIMIT).read_to_end(&mut text);
+    pub fn wait(&mut self) -> Result<(), Failure> {
+        let mut line = Vec::new();
+        let read = self.words.read_until(b'\n', &mut line);
         match read.map_err(|error| error.to_string()).and_then(|_| {
-            serde_json::from_slice(&text)
+            serde_json::from_slice(&line)
                 .map_err(|_| "it ended without saying why: see the kernel's log".to_owned())
         }) {
-            Ok(Message::Ready) => Ok(()),
+            Ok(Message::Arrived | Message::Ready) => Ok(()),
             Ok(Message::Failed(texts)) => Err(Failure::from_texts(Code::Internal, texts)),
             Err(reason) => Err(Failure::from_texts(
                 Code::Internal,
-                vec![format!("{child} failed"), reason],
+                vec![format!("{} failed", self.child), reason],
             )),
         }
     }
@@ -126,19 +142,21 @@ mod tests {
 
     #[test]
     fn an_error_arrives_with_its_causes() {
-        let (report, reporter) = channel().unwrap();
+        let (mut report, reporter) = channel("the child").unwrap();
         let error =
             Failure::from_texts(Code::Internal, vec!["outer".to_owned(), "inner".to_owned()]);
         reporter.failed(&error);
-        let received = report.wait("the child").unwrap_err();
+        let received = report.wait().unwrap_err();
         assert_eq!(crate::error_chain(&received), "outer: inner");
     }
 
     #[test]
     fn a_child_that_dies_without_a_word_is_an_error() {
-        let (report, reporter) = channel().unwrap();
+        let (mut report, mut reporter) = channel("the child").unwrap();
+        reporter.arrived().unwrap();
         drop(reporter);
-        let received = crate::error_chain(&report.wait("the child").unwrap_err());
+        report.wait().unwrap();
+        let received = crate::error_chain(&report.wait().unwrap_err());
         assert_eq!(
             received,
             "the child failed: it ended without saying why: see the kernel's log"
@@ -147,8 +165,8 @@ mod tests {
 
     #[test]
     fn ready_is_ready() {
-        let (report, reporter) = channel().unwrap();
+        let (mut report, reporter) = channel("the child").unwrap();
         reporter.ready().unwrap();
-        report.wait("the child").unwrap();
+        report.wait().unwrap();
     }
 }

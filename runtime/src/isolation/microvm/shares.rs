@@ -1,17 +1,22 @@
-//! The trees that the guest sees: one with the container's root, one with its volumes.
+//! The trees that the guest sees: one with the containers' roots, one with their volumes.
 //!
 //! They are built of bind mounts in a mount namespace of the VMM process's own, so that they vanish with it, however
-//! it ends. What the guest must not write is mounted read-only here too: the host does not rely on the guest's engine.
+//! it ends; a further container of a pod has its own put there later. What the guest must not write is mounted read-only here too: the host does not rely on the guest's engine.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::guest_spec::Volume;
+use super::report;
 
 /// A step of building the trees that failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,41 +28,66 @@ pub struct ShareError {
     source: io::Error,
 }
 
-/// The trees' places, as this process sees them.
+/// The trees' places.
 #[derive(Debug)]
 pub struct Shares {
-    /// One directory, named by the container's id: its root.
+    /// One directory for each container, named by its id: its root.
     pub rootfs: PathBuf,
-    /// One file or directory a volume, named by its number; none without volumes.
-    pub volumes: Option<PathBuf>,
+    /// One directory for each container, named by its id, with a file or directory for each of its volumes, named by
+    /// its number.
+    pub volumes: PathBuf,
 }
 
-/// Leaves the mount namespace for one of our own and builds the trees in it, on a file system in memory at `at`.
+impl Shares {
+    /// As the VMM process sees them when their file system has become its root.
+    pub fn in_jail() -> Self {
+        Self::at(Path::new("/"))
+    }
+
+    fn at(at: &Path) -> Self {
+        Self {
+            rootfs: at.join("rootfs"),
+            volumes: at.join("volumes"),
+        }
+    }
+}
+
+/// What a container has in the trees.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Its root on the host.
+    pub rootfs: &'a Path,
+    /// Whether the guest may not write to it.
+    pub read_only: bool,
+    /// What else it sees of the host.
+    pub volumes: &'a [Volume],
+}
+
+/// A mount of something of the host that is nowhere yet.
+#[derive(Debug)]
+struct Tree {
+    mount: OwnedFd,
+    is_dir: bool,
+    source: PathBuf,
+}
+
+fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> ShareError {
+    let path = path.to_owned();
+    move |source| ShareError {
+        action,
+        path,
+        source: source.into(),
+    }
+}
+
+/// Leaves the mount namespace for one of our own and builds the trees in it, on a file system in memory at `at`, with
+/// one container's content. That file system is to become the root.
 ///
 /// # Errors
 /// The kernel's, with the path. The process must then end.
-pub fn build(
-    at: &Path,
-    id: &str,
-    rootfs: &Path,
-    read_only: bool,
-    volumes: &[Volume],
-) -> Result<Shares, ShareError> {
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source: nix::Error| ShareError {
-            action,
-            path,
-            source: source.into(),
-        }
-    };
-    let make = |path: &Path| {
-        fs::create_dir(path).map_err(|source| ShareError {
-            action: "create",
-            path: path.to_owned(),
-            source,
-        })
-    };
+pub fn build(at: &Path, content: &Content<'_>) -> Result<(), ShareError> {
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(failed("leave the mount namespace of", Path::new("/")))?;
     // Mounts that the host makes later below a volume are still seen; ours do not reach the host.
@@ -68,86 +98,150 @@ pub fn build(
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("rt"), at, Some("tmpfs"), flags, Some("mode=0700"))
         .map_err(failed("mount a tmpfs at", at))?;
+    let shares = Shares::at(at);
+    make(&shares.rootfs)?;
+    make(&shares.volumes)?;
+    put(&shares, content.id, &take(content)?)
+}
 
-    let roots = at.join("rootfs");
-    make(&roots)?;
-    let target = roots.join(id);
-    make(&target)?;
-    bind(rootfs, &target, true, read_only)?;
-    if volumes.is_empty() {
-        return Ok(Shares {
-            rootfs: roots,
-            volumes: None,
-        });
-    }
-    let dir = at.join("volumes");
-    make(&dir)?;
-    for (index, volume) in volumes.iter().enumerate() {
-        let target = dir.join(index.to_string());
-        let metadata = fs::metadata(&volume.source).map_err(|source| ShareError {
-            action: "read",
-            path: volume.source.clone(),
-            source,
-        })?;
-        if metadata.is_dir() {
-            make(&target)?;
-        } else {
-            File::create(&target).map_err(|source| ShareError {
-                action: "create",
-                path: target.clone(),
-                source,
-            })?;
+/// Adds a container's content to the trees of the process `vmm`, whose root they are below.
+///
+/// # Errors
+/// The kernel's, with the path; then [`remove`] takes away what is there.
+pub fn add(vmm: Pid, content: &Content<'_>) -> Result<(), ShareError> {
+    // Here, for here is what the paths mean.
+    let trees = take(content)?;
+    in_namespace_of(vmm, || put(&Shares::in_jail(), content.id, &trees))
+}
+
+/// Takes a container's content out of the trees of the process `vmm`. What is not there is no error.
+///
+/// # Errors
+/// The kernel's, with the path.
+pub fn remove(vmm: Pid, id: &str) -> Result<(), ShareError> {
+    in_namespace_of(vmm, || {
+        let shares = Shares::in_jail();
+        let volumes = shares.volumes.join(id);
+        let entries = match fs::read_dir(&volumes) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(_) => Vec::new(),
+        };
+        for path in entries.iter().chain([&shares.rootfs.join(id)]) {
+            // Not mounted only means that it was not put there in whole.
+            let _ = umount2(path, MntFlags::MNT_DETACH);
+            let removed = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
+            ignore_missing(removed).map_err(failed("remove", path))?;
         }
-        bind(&volume.source, &target, volume.recursive, volume.read_only)?;
-    }
-    Ok(Shares {
-        rootfs: roots,
-        volumes: Some(dir),
+        ignore_missing(fs::remove_dir(&volumes)).map_err(failed("remove", &volumes))
     })
 }
 
-fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> Result<(), ShareError> {
-    let failed = |action| {
-        move |error: nix::Error| ShareError {
-            action,
-            path: source.to_owned(),
-            source: error.into(),
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Runs `f` in a child that is in the mount namespace of the process `vmm`: one that has left its own cannot go back.
+fn in_namespace_of(vmm: Pid, f: impl FnOnce() -> Result<(), ShareError>) -> Result<(), ShareError> {
+    let path = PathBuf::from(format!("/proc/{vmm}/ns/mnt"));
+    let namespace = File::open(&path).map_err(failed("open", &path))?;
+    let action = "enter the mount namespace of";
+    let (mut report, reporter) =
+        report::channel("the process that shares files").map_err(failed(action, &path))?;
+    // SAFETY: this process has one thread, so the child may do whatever its parent may.
+    match unsafe { fork() }.map_err(failed::<nix::Error>(action, &path))? {
+        ForkResult::Parent { child } => {
+            drop(reporter);
+            let result = report.wait();
+            let _ = waitpid(child, None);
+            result.map_err(|failure| failed(action, &path)(io::Error::other(failure)))
         }
+        ForkResult::Child => {
+            let done = setns(namespace, CloneFlags::CLONE_NEWNS)
+                .map_err(failed(action, &path))
+                .and_then(|()| f());
+            match done {
+                // A parent that is gone does not want to know.
+                Ok(()) => drop(reporter.ready()),
+                Err(error) => reporter.failed(&error),
+            }
+            std::process::exit(0)
+        }
+    }
+}
+
+/// The content as mounts that are nowhere yet: first the root, then the volumes.
+fn take(content: &Content<'_>) -> Result<Vec<Tree>, ShareError> {
+    let root = tree(content.rootfs, true, content.read_only);
+    let volumes = content
+        .volumes
+        .iter()
+        .map(|volume| tree(&volume.source, volume.recursive, volume.read_only));
+    std::iter::once(root).chain(volumes).collect()
+}
+
+fn tree(source: &Path, recursive: bool, read_only: bool) -> Result<Tree, ShareError> {
+    let metadata = fs::metadata(source).map_err(failed("read", source))?;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let mount = open_tree(CWD, source, flags).map_err(failed("share", source))?;
+    let attributes = libc::mount_attr {
+        attr_set: if read_only {
+            libc::MOUNT_ATTR_RDONLY
+        } else {
+            0
+        },
+        attr_clr: 0,
+        // As the rest of the namespace: what the host mounts below later is seen, and nothing goes the other way.
+        propagation: libc::MS_SLAVE,
+        userns_fd: 0,
     };
-    let flags = if recursive {
-        MsFlags::MS_BIND | MsFlags::MS_REC
-    } else {
-        MsFlags::MS_BIND
-    };
-    mount(Some(source), target, None::<&str>, flags, None::<&str>).map_err(failed("share"))?;
-    if read_only {
-        set_read_only(target, recursive).map_err(|error| ShareError {
-            action: "share read-only",
-            path: source.to_owned(),
-            source: error,
-        })?;
+    set_attributes(&mount, &attributes, recursive).map_err(failed("share", source))?;
+    Ok(Tree {
+        mount,
+        is_dir: metadata.is_dir(),
+        source: source.to_owned(),
+    })
+}
+
+/// Puts a container's root and volumes into the trees.
+fn put(shares: &Shares, id: &str, content: &[Tree]) -> Result<(), ShareError> {
+    let volumes = shares.volumes.join(id);
+    make(&volumes)?;
+    let numbered = (0..content.len()).map(|number| volumes.join(number.to_string()));
+    let places = std::iter::once(shares.rootfs.join(id)).chain(numbered);
+    for (tree, place) in content.iter().zip(places) {
+        match tree.is_dir {
+            true => make(&place)?,
+            false => drop(File::create(&place).map_err(failed("create", &place))?),
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&tree.mount, "", CWD, &place, flags).map_err(failed("share", &tree.source))?;
     }
     Ok(())
 }
 
-/// Makes a mount, and with `recursive` all below it, read-only: `mount_setattr(2)`.
-fn set_read_only(target: &Path, recursive: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+fn make(path: &Path) -> Result<(), ShareError> {
+    fs::create_dir(path).map_err(failed("create", path))
+}
+
+/// Sets the attributes of a mount, with `recursive` also of all below it: `mount_setattr(2)`.
+fn set_attributes(
+    mount: &OwnedFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
-    let dir = open_path(target)?;
     // SAFETY: the path is the empty string with its terminator, the attributes are a whole structure of the size given.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            dir.as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -156,17 +250,6 @@ fn set_read_only(target: &Path, recursive: bool) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
-}
-
-fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    use nix::fcntl::{OFlag, open};
-    let fd = open(
-        path,
-        OFlag::O_PATH | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )?;
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Removes the mount point of [`build`] after the VMM process has ended. It is no error when it is not there.

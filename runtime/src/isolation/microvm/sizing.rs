@@ -21,6 +21,12 @@ const MEMORY_STEP: u64 = 2 << 20;
 /// The most virtual CPUs of one microVM.
 const VCPUS_MAX: u32 = 64;
 
+/// What all containers of a pod may have together, on its sandbox (containerd's CRI plugin): microseconds of processor
+/// time in a period, that period, and bytes.
+const POD_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
 /// The size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -44,6 +50,8 @@ pub struct SizeError {
 /// - CPUs: `vm.hwConfig.vcpus`; else the quota in whole CPUs, rounded up; else the configuration. Never more than the
 ///   host has, unless `hwConfig` says so.
 /// - Memory: `vm.hwConfig.memory`; else the limit plus [`OVERHEAD`]; else the configuration.
+///
+/// The sandbox of a Kubernetes pod has annotations with the sums of its containers' quotas and limits, which then count.
 ///
 /// # Errors
 /// A number is out of range.
@@ -69,13 +77,14 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
         }
         None => {
             let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-            let quota = cpu
-                .and_then(|cpu| cpu.quota())
-                .and_then(|quota| u64::try_from(quota).ok());
+            let quota = annotated(bundle, POD_CPU_QUOTA)
+                .or_else(|| u64::try_from(cpu.and_then(|cpu| cpu.quota())?).ok());
             // The kernel's default period, in microseconds.
-            let period = cpu
-                .and_then(|cpu| cpu.period())
-                .filter(|period| *period > 0)
+            let period = annotated(bundle, POD_CPU_PERIOD)
+                .or_else(|| {
+                    cpu.and_then(|cpu| cpu.period())
+                        .filter(|period| *period > 0)
+                })
                 .unwrap_or(100_000);
             let asked = quota
                 .filter(|quota| *quota > 0)
@@ -88,6 +97,9 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
     let limit = resources
         .and_then(|resources| resources.memory().as_ref())
         .and_then(|memory| memory.limit());
+    let limit = annotated(bundle, POD_MEMORY)
+        .and_then(|limit| i64::try_from(limit).ok())
+        .or(limit);
     let memory = match (
         hardware.memory,
         limit
@@ -118,6 +130,12 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
         vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         memory,
     })
+}
+
+/// What an annotation says if it is a number above 0: 0 stands for no limit.
+fn annotated(bundle: &Bundle, key: &str) -> Option<u64> {
+    let number = bundle.annotation(key)?.parse().ok()?;
+    (number > 0).then_some(number)
 }
 
 fn out_of_range(at: &'static str, value: i128, expected: String) -> SizeError {
@@ -202,6 +220,32 @@ mod tests {
                 memory: 512 * MIB
             })
         );
+    }
+
+    #[test]
+    fn a_pods_sums_count_for_its_sandbox() {
+        let pod = |annotations: &str| {
+            let section = format!(r#"null,"annotations":{{{annotations}}}"#);
+            sized(
+                &section,
+                r#"{"cpu":{"quota":100000},"memory":{"limit":67108864}}"#,
+            )
+            .unwrap()
+        };
+        let sums = r#""io.kubernetes.cri.sandbox-cpu-quota":"250000",
+            "io.kubernetes.cri.sandbox-cpu-period":"100000","io.kubernetes.cri.sandbox-memory":"536870912""#;
+        let expected = Size {
+            vcpus: 3,
+            memory: 576 * MIB,
+        };
+        assert_eq!(pod(sums), expected);
+        let none =
+            r#""io.kubernetes.cri.sandbox-cpu-quota":"0","io.kubernetes.cri.sandbox-memory":"-7""#;
+        let expected = Size {
+            vcpus: 1,
+            memory: 128 * MIB,
+        };
+        assert_eq!(pod(none), expected);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //!
 //! `rt` executes itself for it, so that it begins with nothing but what it is told over an inherited pipe: its standard
 //! streams, its orders, and the end of a pipe for its report. It enters the container's cgroup and network namespace,
-//! boots the machine, has the agent create the container, and then stands for the container's init until that ends.
+//! waits until its creator has had that prepared, takes over the interfaces in it, boots the machine, has the agent
+//! create the container, and then stands for the container's init until that ends.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -18,14 +19,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use nix::unistd::setsid;
 use oci_spec::runtime::{Process, Spec};
-use protocol::message::{CreateContainerRequest, Outcome};
-use protocol::method::CreateContainer;
+use protocol::message::{ContainerRequest, CreateContainerRequest, Outcome};
+use protocol::method::{CreateContainer, FinishSending};
 use protocol::{ClientError, ROOTFS_TAG, RPC_PORT, VOLUMES_TAG, read_hello};
 use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
+use vmm::devices::virtio::net::Interface;
 use vmm::devices::virtio::vsock::GuestCid;
 use vmm::seccomp::{self, SeccompError, Thread};
 use vmm::{RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
@@ -33,9 +36,11 @@ use vmm::{RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 use super::CONFINEMENT;
 use super::agent::{Agent, AgentError, VSOCK};
 use super::guest_spec::{Network, Volume};
+use super::jail;
+use super::network::{self, NetworkError};
 use super::relay::Relay;
 use super::report::Reporter;
-use super::shares::{self, ShareError, Shares};
+use super::shares::{self, Content, ShareError, Shares};
 use super::supervise::{End, Supervised, catch_signals, end_like};
 use super::terminal::HostTerminal;
 use crate::guest::initramfs;
@@ -86,6 +91,8 @@ pub struct Orders {
     pub rootfs: PathBuf,
     /// Whether the guest may not write to it.
     pub rootfs_read_only: bool,
+    /// Whether other containers will come into the machine.
+    pub is_sandbox: bool,
     /// What else the guest sees.
     pub volumes: Vec<Volume>,
     /// The configuration for the guest's engine.
@@ -101,7 +108,7 @@ pub(super) const ARGUMENT: &str = "vmm";
 /// parses those would stay in the memory of each machine's process.
 #[derive(Debug, clap::Parser)]
 struct VmmArgs {
-    /// Descriptor to read the orders from.
+    /// Descriptor to read the orders from: a line, and another when the network namespace is prepared.
     #[arg(long)]
     orders_fd: RawFd,
     /// Descriptor to write the report to.
@@ -153,15 +160,9 @@ pub enum VmmError {
     /// The machine.
     #[error("cannot start the microVM")]
     Machine(#[source] vmm::Error),
-    /// The network namespace has devices that the machine would not have.
-    #[error(
-        "the network namespace has {devices}, which a microVM cannot use yet: give it a namespace with only a \
-         loopback device, or use --isolation container"
-    )]
-    Network {
-        /// Their names.
-        devices: String,
-    },
+    /// The network namespace's interfaces.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The guest ended before its agent answered.
     #[error("the guest did not boot the kernel {}: {exit}{console}", kernel.display())]
     NotBooted {
@@ -222,15 +223,11 @@ fn run(args: &VmmArgs) -> u8 {
             OwnedFd::from_raw_fd(args.hold_fd),
         )
     };
-    let reporter = Reporter::from(report);
-    let begun = read_orders(orders).and_then(|orders| {
-        reporter
-            .close_all_but(&[held.as_raw_fd()])
-            .map_err(io_error("close inherited descriptors"))?;
-        fault::point("vmm.orders-read");
-        let machine = Machine::boot(&orders)?;
-        Ok((orders, machine))
-    });
+    let mut reporter = Reporter::from(report);
+    let begun = reporter
+        .close_all_but(&[held.as_raw_fd(), orders.as_raw_fd()])
+        .map_err(io_error("close inherited descriptors"))
+        .and_then(|()| begin(orders, &mut reporter));
     let (orders, machine) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -252,12 +249,49 @@ fn run(args: &VmmArgs) -> u8 {
     machine.until_its_end(&orders)
 }
 
-fn read_orders(fd: OwnedFd) -> Result<Orders, VmmError> {
-    let mut text = Vec::new();
-    File::from(fd)
-        .read_to_end(&mut text)
-        .map_err(io_error("read the orders"))?;
-    serde_json::from_slice(&text).map_err(|error| io_error("read the orders")(error.into()))
+/// From the orders to a machine with the container in it.
+fn begin(orders: OwnedFd, reporter: &mut Reporter) -> Result<(Orders, Machine), VmmError> {
+    let mut lines = BufReader::new(File::from(orders));
+    let orders: Orders = serde_json::from_str(&read_line(&mut lines)?)
+        .map_err(|error| io_error("read the orders")(error.into()))?;
+    fault::point("vmm.orders-read");
+    let signals = take_place(&orders)?;
+    reporter
+        .arrived()
+        .map_err(io_error("tell that the place is taken"))?;
+    read_line(&mut lines)?;
+    drop(lines);
+    fault::point("vmm.prepared-for");
+    let machine = Machine::boot(&orders, signals)?;
+    Ok((orders, machine))
+}
+
+/// The creator's next line; an error if it has ended.
+fn read_line(lines: &mut BufReader<File>) -> Result<String, VmmError> {
+    let mut line = String::new();
+    let length = lines.read_line(&mut line);
+    match length.map_err(io_error("read the orders"))? {
+        0 => Err(io_error("read the orders")(
+            io::ErrorKind::UnexpectedEof.into(),
+        )),
+        _ => Ok(line),
+    }
+}
+
+/// Goes where the container's init process would be: its cgroup, a session, its network namespace.
+fn take_place(orders: &Orders) -> Result<SignalFd, VmmError> {
+    // A creator that is killed takes us along.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(errno("ask for a signal at the parent's death"))?;
+    fault::point("vmm.bound-to-creator");
+    Cgroup::new(&orders.cgroup)?.enter()?;
+    fault::point("vmm.in-cgroup");
+    setsid().map_err(errno("start a session"))?;
+    let signals = catch_signals().map_err(io_error("catch signals"))?;
+    raise_descriptor_limit()?;
+    enter_network(&orders.network)?;
+    fault::point("vmm.in-network");
+    Ok(signals)
 }
 
 /// A machine with a container in it that waits to be started.
@@ -265,24 +299,17 @@ struct Machine {
     vm: RunningVm,
     agent: Agent,
     waiting: std::os::unix::net::UnixStream,
-    signals: nix::sys::signalfd::SignalFd,
+    signals: SignalFd,
     terminal: Option<HostTerminal>,
     relay: Relay,
+    has_network: bool,
 }
 
 impl Machine {
-    fn boot(orders: &Orders) -> Result<Self, VmmError> {
-        // A creator that is killed takes us along.
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
-            .map_err(errno("ask for a signal at the parent's death"))?;
-        fault::point("vmm.bound-to-creator");
-        Cgroup::new(&orders.cgroup)?.enter()?;
-        fault::point("vmm.in-cgroup");
-        setsid().map_err(errno("start a session"))?;
-        let signals = catch_signals().map_err(io_error("catch signals"))?;
-        raise_descriptor_limit()?;
-        enter_network(&orders.network)?;
-        fault::point("vmm.in-network");
+    fn boot(orders: &Orders, signals: SignalFd) -> Result<Self, VmmError> {
+        let (interfaces, network) = network::attach()?;
+        let has_network = network.is_some();
+        fault::point("vmm.network-attached");
         if let Some(score) = orders
             .spec
             .process()
@@ -293,15 +320,20 @@ impl Machine {
                 .map_err(io_error("write oom_score_adj"))?;
         }
         let terminal = open_terminal(orders)?;
-        let shares = shares::build(
-            &orders.vm_dir.join(SHARES),
-            &orders.id,
-            &orders.rootfs,
-            orders.rootfs_read_only,
-            &orders.volumes,
-        )?;
+        let content = Content {
+            id: &orders.id,
+            rootfs: &orders.rootfs,
+            read_only: orders.rootfs_read_only,
+            volumes: &orders.volumes,
+        };
+        let root = orders.vm_dir.join(SHARES);
+        shares::build(&root, &content)?;
         fault::point("vmm.shares-built");
-        let vm = Vm::new(config(orders, &shares)?).map_err(VmmError::Machine)?;
+        let notes = orders.vm_dir.join(BOOT_NOTES);
+        let notes =
+            File::create(&notes).map_err(io_error(format!("create {}", notes.display())))?;
+        // No path of the host means anything from here on.
+        let vm = Vm::new(config(orders, interfaces, root)?).map_err(VmmError::Machine)?;
         fault::point("vmm.machine-made");
         let vsock = vm
             .vsock()
@@ -334,9 +366,10 @@ impl Machine {
                 .map_err(|error| io_error("encode the spec")(error.into()))?,
             stdio: Some(relay.stdio()),
             shares: share_tags(orders),
+            network,
         })?;
         fault::point("vmm.container-created");
-        note_boot(&orders.vm_dir, &vm, agent_at, exits_to_agent)
+        note_boot(notes, &vm, agent_at, exits_to_agent)
             .map_err(io_error("note the times of the boot"))?;
         Ok(Self {
             vm,
@@ -345,6 +378,7 @@ impl Machine {
             signals,
             terminal,
             relay,
+            has_network,
         })
     }
 
@@ -360,6 +394,11 @@ impl Machine {
         match end.unwrap_or(End::Machine) {
             End::Process(outcome) => {
                 self.relay.finish();
+                if self.has_network {
+                    let id = orders.id.clone();
+                    // A guest whose agent is broken has lost its connections.
+                    let _ = self.agent.call::<FinishSending>(&ContainerRequest { id });
+                }
                 // Every write of the guest has reached the host's files: nothing is lost with the machine.
                 end_like(outcome)
             }
@@ -380,7 +419,7 @@ impl Machine {
 
 fn share_tags(orders: &Orders) -> Vec<String> {
     let mut tags = vec![ROOTFS_TAG.to_owned()];
-    if !orders.volumes.is_empty() {
+    if orders.is_sandbox || !orders.volumes.is_empty() {
         tags.push(VOLUMES_TAG.to_owned());
     }
     tags
@@ -404,21 +443,7 @@ fn enter_network(network: &Network) -> Result<(), VmmError> {
             setns(file, CloneFlags::CLONE_NEWNET).map_err(errno(action))?;
         }
     }
-    // A line for each device behind two of headings: "  eth0: 0 0 ...".
-    let devices = fs::read_to_string("/proc/thread-self/net/dev")
-        .map_err(io_error("list network devices"))?;
-    let names = devices
-        .lines()
-        .skip(2)
-        .filter_map(|line| Some(line.split_once(':')?.0.trim()));
-    let foreign: Vec<&str> = names.filter(|name| *name != "lo").collect();
-    if foreign.is_empty() {
-        Ok(())
-    } else {
-        Err(VmmError::Network {
-            devices: foreign.join(", "),
-        })
-    }
+    Ok(())
 }
 
 fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {
@@ -434,12 +459,25 @@ fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {
     }
     let action = || format!("send the terminal to {}", socket.display());
     let terminal = HostTerminal::open(process, socket).map_err(io_error(action()))?;
-    let name = terminal.path().as_os_str().as_encoded_bytes();
-    fs::write(orders.vm_dir.join(TERMINAL), name).map_err(io_error("note the terminal's name"))?;
+    note_terminal(&orders.vm_dir, &terminal).map_err(io_error("note the terminal's name"))?;
     Ok(Some(terminal))
 }
 
-fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
+/// Writes down where the container's terminal is, in its `vm` directory.
+///
+/// # Errors
+/// The file system's.
+pub fn note_terminal(vm_dir: &Path, terminal: &HostTerminal) -> io::Result<()> {
+    let name = terminal.path().as_os_str().as_encoded_bytes();
+    fs::write(vm_dir.join(TERMINAL), name)
+}
+
+/// The machine; `root` is where the shares are, which becomes this process's root.
+fn config(
+    orders: &Orders,
+    interfaces: Vec<Interface>,
+    root: PathBuf,
+) -> Result<VmConfig, VmmError> {
     let mut initramfs: Vec<Segment> = orders.initrd.iter().cloned().map(Segment::File).collect();
     initramfs.extend(initramfs::segments(
         orders.modules.as_deref(),
@@ -470,9 +508,13 @@ fn config(orders: &Orders, shares: &Shares) -> Result<VmConfig, VmmError> {
             cid: GuestCid::DEFAULT,
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),
         }),
-        shares: shared_directories(orders, shares)?,
-        interfaces: Vec::new(),
-        leave_host: Box::new(|| Ok(())),
+        shares: shared_directories(orders, &Shares::in_jail())?,
+        interfaces,
+        leave_host: Box::new(move || {
+            jail::enter(&root).map_err(io::Error::other)?;
+            fault::point("vmm.jailed");
+            Ok(())
+        }),
         seccomp: CONFINEMENT,
     })
 }
@@ -491,19 +533,16 @@ fn shared_directories(orders: &Orders, shares: &Shares) -> Result<Vec<SharedDire
             },
         })
     };
-    let access = if orders.rootfs_read_only {
+    // Another container's root will be beside a sandbox's; what is read-only of them is mounted so.
+    let access = if orders.rootfs_read_only && !orders.is_sandbox {
         Access::ReadOnly
     } else {
         Access::ReadWrite
     };
     let mut all = vec![shared(ROOTFS_TAG, &shares.rootfs, Cache::Always, access)?];
-    if let Some(volumes) = &shares.volumes {
-        all.push(shared(
-            VOLUMES_TAG,
-            volumes,
-            Cache::None,
-            Access::ReadWrite,
-        )?);
+    if orders.is_sandbox || !orders.volumes.is_empty() {
+        let volumes = shared(VOLUMES_TAG, &shares.volumes, Cache::None, Access::ReadWrite);
+        all.push(volumes?);
     }
     Ok(all)
 }
@@ -575,7 +614,7 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
 
 /// Writes down what the boot took, for `rt bench`: milliseconds since the VMM began, and exits of the guest.
 fn note_boot(
-    vm_dir: &Path,
+    mut notes: File,
     vm: &RunningVm,
     agent_at: Instant,
     exits_to_agent: Option<u64>,
@@ -589,7 +628,7 @@ fn note_boot(
         "exits_to_agent": exits_to_agent,
         "exits_to_created": vm.exits(),
     });
-    fs::write(vm_dir.join(BOOT_NOTES), boot.to_string())
+    notes.write_all(boot.to_string().as_bytes())
 }
 
 /// The last lines of the guest's console, to stand at the end of a sentence.

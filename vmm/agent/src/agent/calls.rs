@@ -44,6 +44,9 @@ impl Agent {
             method::Exec::NAME => self.exec(caller, decode(payload)?),
             method::Signal::NAME => self.signal(caller, decode(payload)?),
             method::Wait::NAME => self.wait(caller, decode(payload)?),
+            method::FinishSending::NAME => {
+                self.on_container(caller, payload, Container::finish_sending)
+            }
             method::ResizeTerminal::NAME => self.resize(&decode(payload)?),
             method::Processes::NAME => self.on_container(caller, payload, Container::processes),
             method::Stats::NAME => self.on_container(caller, payload, Container::stats),
@@ -107,7 +110,7 @@ impl Agent {
         self.containers.insert(&request.id, Rc::clone(&container))?;
         let stdio = request.stdio.unwrap_or_default();
         self.start_process(caller, &name, &stdio, |io| {
-            container.create(&request.shares, io)
+            container.create(&request.shares, request.network.as_ref(), io)
         })
     }
 
