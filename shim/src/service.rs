@@ -230,7 +230,10 @@ impl Service {
             };
             tasks.events.send(TASK_START_EVENT_TOPIC, &event);
         })?;
+        drop(state);
         started?;
+        // Now it waits, often for days.
+        engine::give_back_code();
         Ok(StartResponse {
             pid,
             ..Default::default()

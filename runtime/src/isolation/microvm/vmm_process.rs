@@ -246,6 +246,7 @@ fn run(args: &VmmArgs) -> u8 {
         return 1;
     }
     fault::point("vmm.released");
+    engine::give_back_code();
     machine.until_its_end(&orders)
 }
 
