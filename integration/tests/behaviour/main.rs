@@ -4,7 +4,8 @@
 //! A model that cannot run here is said in one line and its claims are counted
 //! as ignored. `RT` names the binary under test; by default it is the one built
 //! beside this test. `RT_MODELS` (comma-separated) limits the models. A microVM's
-//! crash walks, a machine for each step, are for `RT_TEST_CRASH=yes` alone.
+//! crash walks, a machine for each step, and those of containers under emulation
+//! are for `RT_TEST_CRASH=yes` alone.
 
 mod attacks;
 mod bad_input;
@@ -62,9 +63,10 @@ fn main() -> ExitCode {
             }
         }
     }
-    let walk_microvm = std::env::var_os("RT_TEST_CRASH").is_some();
-    if !walk_microvm && !arguments.list {
-        println!("skipped: every crash walk of a microVM: make test-crash");
+    let walks_all = std::env::var_os("RT_TEST_CRASH").is_some();
+    let walks_containers = walks_all || std::env::var_os("RT_LAB").is_none();
+    if !walks_all && !arguments.list {
+        println!("skipped: every crash walk of a microVM, or under emulation: make test-crash");
     }
     let mut trials = Vec::new();
     for (model, reason) in &models {
@@ -102,7 +104,11 @@ fn main() -> ExitCode {
         for (name, claim) in all.copied().flatten() {
             trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(reason.is_some()));
         }
-        let walked = reason.is_none() && (*model == Model::Container || walk_microvm);
+        let walks = match model {
+            Model::Container => walks_containers,
+            Model::Microvm => walks_all,
+        };
+        let walked = reason.is_none() && walks;
         for (name, claim) in crash::CLAIMS {
             trials.push(trial(&rt, *model, name, *claim).with_ignored_flag(!walked));
         }
