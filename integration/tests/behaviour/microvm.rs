@@ -1,6 +1,7 @@
 //! What only a virtual machine has: its size, and a kernel of its own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use integration::{Claim, Fixture, ensure, ensure_eq};
@@ -119,25 +120,36 @@ fn the_vmm_process_is_jailed(fixture: &Fixture) -> Claim {
         ["/", "/proc", &root, &format!("/volumes/{id}/0")],
         "what is mounted in its namespace"
     );
+    let options = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(4);
+        (words.next() == Some("/")).then(|| words.next()).flatten()
+    });
+    ensure!(
+        options.is_some_and(|options| options.starts_with("ro")),
+        "its root can be written to: {mounts}"
+    );
     // What it sees of other processes, which we may trace and it may not, only its kernel could tell.
     ensure!(
         !proc.join("root/proc/sys").exists() && mounts.contains("hidepid=ptraceable,subset=pid"),
         "its /proc has more than itself: {mounts}"
     );
 
-    // No descriptor leads out: what is a directory is one of those.
+    // No descriptor leads out: what is a directory is one of those, or the root itself.
+    let identity = |path: &Path| -> std::io::Result<(u64, u64)> {
+        let metadata = fs::metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    let own_root = identity(&proc.join("root"))?;
     for entry in fs::read_dir(proc.join("fd"))? {
         let entry = entry?.path();
-        let Ok(metadata) = fs::metadata(&entry) else {
-            continue;
-        };
         let target = fs::read_link(&entry)?;
+        let is_inside = identity(&entry).is_ok_and(|identity| identity == own_root)
+            || ["/rootfs", "/volumes", "/proc"]
+                .iter()
+                .any(|inside| target.starts_with(inside))
+            || target.starts_with(format!("/{pid}"));
         ensure!(
-            !metadata.is_dir()
-                || ["/rootfs", "/volumes", "/proc"]
-                    .iter()
-                    .any(|inside| target.starts_with(inside))
-                || target.starts_with(format!("/{pid}")),
+            is_inside || !fs::metadata(&entry).is_ok_and(|metadata| metadata.is_dir()),
             "a directory is open: {}",
             target.display()
         );

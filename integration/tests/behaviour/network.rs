@@ -39,6 +39,10 @@ pub const MICROVM_CLAIMS: &[Entry] = &[
         "an_interface_that_is_no_ethernet_is_refused",
         an_interface_that_is_no_ethernet_is_refused,
     ),
+    (
+        "the_hosts_own_network_is_refused",
+        the_hosts_own_network_is_refused,
+    ),
 ];
 
 /// How long a server may take to listen.
@@ -323,6 +327,25 @@ fn an_interface_that_is_no_ethernet_is_refused(fixture: &Fixture) -> Claim {
     ensure_eq!(outcome.code(), 1, "exit code");
     ensure!(
         outcome.stderr.contains("vpn0") && outcome.stderr.contains("--isolation container"),
+        "{}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+fn the_hosts_own_network_is_refused(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut();
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace["type"] == "network" {
+            namespace["path"] = json!("/proc/1/ns/net");
+        }
+    }
+    let outcome = fixture.run(&bundle)?;
+    ensure_eq!(outcome.code(), 1, "exit code");
+    ensure!(
+        outcome.stderr.contains("/proc/1/ns/net")
+            && outcome.stderr.contains("the host's own network"),
         "{}",
         outcome.stderr
     );

@@ -2,7 +2,8 @@
 //!
 //! Its root is the file system in memory in which the shares are built, and nothing else is mounted in its mount
 //! namespace but what is shared and a `/proc` without the kernel's own files, in which it sees itself alone. It holds no
-//! descriptor of a directory outside. What its threads may ask of the kernel is the `vmm` crate's part.
+//! descriptor of a directory outside. The root itself is read-only, so that neither the guest nor who took the process
+//! over can lead the host elsewhere when it adds or removes what is shared. What its threads may ask of the kernel is the `vmm` crate's part.
 
 use std::fs;
 use std::io;
@@ -48,6 +49,10 @@ pub fn enter(root: &Path) -> Result<(), JailError> {
     pivot_root(".", ".").map_err(failed("change the root to", root))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave the old root for", root))?;
     chdir("/").map_err(failed("enter", Path::new("/")))?;
+    // The guest is served directories of this file system: it is to change nothing but what is mounted below.
+    let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    let none = None::<&str>;
+    mount(none, "/", none, flags, none).map_err(failed("write-protect", Path::new("/")))?;
     // Another machine's process is the same user and has no fewer privileges.
     prctl::set_dumpable(false).map_err(failed("guard the memory of", root))
 }

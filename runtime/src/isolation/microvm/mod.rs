@@ -36,11 +36,9 @@ use engine::{Hold, ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::LinuxResources;
-use protocol::message::{
-    ContainerRequest, DeleteRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest,
-};
+use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
 use protocol::method::{
-    Delete, Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
+    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
     Stats as GuestStats, Update,
 };
 use protocol::{ClientError, Code, Method};
@@ -261,7 +259,7 @@ impl Isolation for MicrovmModel {
         cgroup.remove().map_err(IsolationError::failed)?;
         fault::point("microvm.cgroup-removed");
         if pod::is_member(container.dir) {
-            leave_pod(container)?;
+            pod::leave(container.dir, container.id.as_str()).map_err(IsolationError::failed)?;
         }
         let shares = vm_dir.join(vmm_process::SHARES);
         shares::remove_mount_point(&shares)
@@ -405,7 +403,7 @@ fn create_in_pod(
     }
     let machine = pod::Machine::find(context.dir, sandbox).map_err(IsolationError::failed)?;
     let init = PodInit {
-        host: machine.vmm.as_raw(),
+        host: machine.vmm.pid,
         guest: machine.init,
     };
     let guest_spec = guest_spec::rewrite(context.bundle, context.id, Some(init))
@@ -421,7 +419,7 @@ fn create_in_pod(
         read_only: is_read_only(context.bundle),
         volumes: &guest_spec.volumes,
     };
-    shares::add(machine.vmm, &content).map_err(IsolationError::failed)?;
+    shares::add(machine.vmm.fd.as_fd(), &content).map_err(IsolationError::failed)?;
     fault::point("pod.shared");
     let member = Member {
         id: context.id.as_str(),
@@ -435,26 +433,6 @@ fn create_in_pod(
         .create(|pid| prepare_host(context, pid))
         .map_err(IsolationError::failed)?;
     Ok(Made { pid, hold })
-}
-
-/// Takes the container out of its pod's machine, if that still runs.
-fn leave_pod(container: &Target<'_>) -> Result<(), IsolationError> {
-    let machine = pod::machine_of(container.dir);
-    let Ok(vmm) = pod::vmm_of(&machine) else {
-        return Ok(());
-    };
-    let request = DeleteRequest {
-        id: container.id.as_str().to_owned(),
-        exec_id: String::new(),
-        force: true,
-    };
-    match call::<Delete>(container, &request) {
-        // It was never made there, or the machine has just ended.
-        Ok(_) | Err(IsolationError::NotRunning) => {}
-        Err(error) => return Err(error),
-    }
-    fault::point("pod.left");
-    shares::remove(vmm, container.id.as_str()).map_err(IsolationError::failed)
 }
 
 /// Makes the container's `vm` directory: from then on, what is in the cgroup is ours to end.

@@ -19,16 +19,19 @@ use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::Spec;
 use protocol::ROOTFS_TAG;
 use protocol::VOLUMES_TAG;
-use protocol::message::{ContainerRequest, CreateContainerRequest};
-use protocol::method::{CreateContainer, State};
+use protocol::message::{ContainerRequest, CreateContainerRequest, DeleteRequest};
+use protocol::method::{CreateContainer, Delete, State};
+use protocol::{ClientError, Code};
 
 use super::VM_DIR;
 use super::agent::{self, Agent, AgentError};
 use super::report::Reporter;
+use super::shares::{self, ShareError};
 use super::stand_in::{self, StandIn, StandInError, io_error};
 use super::vmm_process;
 use crate::bundle::Bundle;
 use crate::id::ContainerId;
+use crate::process::PidFd;
 
 /// The annotations that say what a container is to its pod, and which container is the pod's sandbox: containerd's and
 /// CRI-O's.
@@ -135,7 +138,7 @@ pub struct Machine {
     /// Its `vm` directory.
     pub dir: PathBuf,
     /// Its VMM process.
-    pub vmm: Pid,
+    pub vmm: Vmm,
     /// The sandbox's init as the guest's kernel numbers it.
     pub init: u32,
 }
@@ -151,10 +154,11 @@ impl Machine {
             sandbox: sandbox.as_str().to_owned(),
             source,
         };
-        let vmm = vmm_of(&dir).map_err(|source| {
+        let vmm = Vmm::of(&dir).map_err(|source| {
             let path = dir.display().to_string();
             no_machine(AgentError::Connect { path, source })
         })?;
+        // Its answer shows that it still was the VMM process whose descriptor we have.
         let mut agent = Agent::connect(&dir).map_err(no_machine)?;
         let id = sandbox.as_str().to_owned();
         let state = agent.call::<State>(&ContainerRequest { id });
@@ -165,15 +169,66 @@ impl Machine {
     }
 }
 
-/// The process that serves the machine with this `vm` directory.
+/// A VMM process.
+#[derive(Debug)]
+pub struct Vmm {
+    /// Its pid.
+    pub pid: i32,
+    /// A descriptor of it: its number may be taken over by another, this not.
+    pub fd: PidFd,
+}
+
+impl Vmm {
+    /// The process that serves the machine with this `vm` directory. If the machine answers after this, it is the one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of(machine: &Path) -> io::Result<Self> {
+        let stream: UnixStream = agent::connect(machine, protocol::RPC_PORT)?;
+        // Who listens there: the directory is root's alone.
+        let pid = getsockopt(&stream, PeerCredentials)?.pid();
+        let fd = PidFd::open(pid)?;
+        Ok(Self { pid, fd })
+    }
+}
+
+/// Takes a container out of its pod's machine, if that still runs.
 ///
 /// # Errors
-/// There is none.
-pub fn vmm_of(machine: &Path) -> io::Result<Pid> {
-    let stream: UnixStream = agent::connect(machine, protocol::RPC_PORT)?;
-    // Who listens there: the directory is root's alone.
-    let peer = getsockopt(&stream, PeerCredentials)?;
-    Ok(Pid::from_raw(peer.pid()))
+/// The agent's, or the kernel's.
+pub fn leave(container: &Path, id: &str) -> Result<(), LeaveError> {
+    let machine = machine_of(container);
+    let Ok(vmm) = Vmm::of(&machine) else {
+        return Ok(());
+    };
+    let request = DeleteRequest {
+        id: id.to_owned(),
+        exec_id: String::new(),
+        force: true,
+    };
+    let deleted = Agent::connect(&machine).and_then(|mut agent| agent.call::<Delete>(&request));
+    match deleted {
+        // The machine has just ended.
+        Err(AgentError::Connect { .. }) => return Ok(()),
+        Ok(_) => {}
+        // It was never made there.
+        Err(AgentError::Call(ClientError::Failed(failure))) if failure.code() == Code::NotFound => {
+        }
+        Err(error) => return Err(error.into()),
+    }
+    fault::point("pod.left");
+    Ok(shares::remove(vmm.fd.as_fd(), id)?)
+}
+
+/// Why a container could not be taken out of its pod's machine.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// The guest said no.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Its files.
+    #[error(transparent)]
+    Share(#[from] ShareError),
 }
 
 /// A container to make in a pod's machine.

@@ -3,16 +3,16 @@
 //! They are built of bind mounts in a mount namespace of the VMM process's own, so that they vanish with it, however
 //! it ends; a further container of a pod has its own put there later. What the guest must not write is mounted read-only here too: the host does not rely on the guest's engine.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork};
-use rustix::fs::CWD;
+use nix::unistd::{ForkResult, fork};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::guest_spec::Volume;
@@ -28,26 +28,29 @@ pub struct ShareError {
     source: io::Error,
 }
 
+/// The directory of the containers' roots, each named by its container's id, below the trees' root.
+const ROOTS: &str = "rootfs";
+
+/// The directory with one directory for each container, named by its id, that has a file or directory for each of its
+/// volumes, named by its number.
+const VOLUMES: &str = "volumes";
+
 /// The trees' places.
 #[derive(Debug)]
 pub struct Shares {
-    /// One directory for each container, named by its id: its root.
+    /// The containers' roots.
     pub rootfs: PathBuf,
-    /// One directory for each container, named by its id, with a file or directory for each of its volumes, named by
-    /// its number.
+    /// Their volumes.
     pub volumes: PathBuf,
 }
 
 impl Shares {
     /// As the VMM process sees them when their file system has become its root.
     pub fn in_jail() -> Self {
-        Self::at(Path::new("/"))
-    }
-
-    fn at(at: &Path) -> Self {
+        let root = Path::new("/");
         Self {
-            rootfs: at.join("rootfs"),
-            volumes: at.join("volumes"),
+            rootfs: root.join(ROOTS),
+            volumes: root.join(VOLUMES),
         }
     }
 }
@@ -94,73 +97,98 @@ pub fn build(at: &Path, content: &Content<'_>) -> Result<(), ShareError> {
     let propagation = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, propagation, None::<&str>)
         .map_err(failed("change the propagation of", Path::new("/")))?;
-    make(at)?;
+    fs::create_dir(at).map_err(failed("create", at))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("rt"), at, Some("tmpfs"), flags, Some("mode=0700"))
         .map_err(failed("mount a tmpfs at", at))?;
-    let shares = Shares::at(at);
-    make(&shares.rootfs)?;
-    make(&shares.volumes)?;
-    put(&shares, content.id, &take(content)?)
+    let root = openat(CWD, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open", at))?;
+    for directory in [ROOTS, VOLUMES] {
+        make(&root, Path::new(directory))?;
+    }
+    put(&root, at, content.id, &take(content)?)
 }
 
-/// Adds a container's content to the trees of the process `vmm`, whose root they are below.
+/// Adds a container's content to the trees of the VMM process behind a descriptor, whose root they are below.
 ///
 /// # Errors
 /// The kernel's, with the path; then [`remove`] takes away what is there.
-pub fn add(vmm: Pid, content: &Content<'_>) -> Result<(), ShareError> {
+pub fn add(vmm: BorrowedFd<'_>, content: &Content<'_>) -> Result<(), ShareError> {
     // Here, for here is what the paths mean.
     let trees = take(content)?;
-    in_namespace_of(vmm, || put(&Shares::in_jail(), content.id, &trees))
-}
-
-/// Takes a container's content out of the trees of the process `vmm`. What is not there is no error.
-///
-/// # Errors
-/// The kernel's, with the path.
-pub fn remove(vmm: Pid, id: &str) -> Result<(), ShareError> {
     in_namespace_of(vmm, || {
-        let shares = Shares::in_jail();
-        let volumes = shares.volumes.join(id);
-        let entries = match fs::read_dir(&volumes) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-            Err(_) => Vec::new(),
-        };
-        for path in entries.iter().chain([&shares.rootfs.join(id)]) {
-            // Not mounted only means that it was not put there in whole.
-            let _ = umount2(path, MntFlags::MNT_DETACH);
-            let removed = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
-            ignore_missing(removed).map_err(failed("remove", path))?;
-        }
-        ignore_missing(fs::remove_dir(&volumes)).map_err(failed("remove", &volumes))
+        put(&writable_root()?, Path::new("/"), content.id, &trees)
     })
 }
 
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+/// Takes a container's content out of the trees of the VMM process behind a descriptor. What is not there is no error.
+///
+/// # Errors
+/// The kernel's, with the path.
+pub fn remove(vmm: BorrowedFd<'_>, id: &str) -> Result<(), ShareError> {
+    in_namespace_of(vmm, || {
+        let root = writable_root()?;
+        let volumes = Path::new(VOLUMES).join(id);
+        let names = match fs::read_dir(Path::new("/").join(&volumes)) {
+            Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+            Err(_) => Vec::new(),
+        };
+        let numbered = names.iter().map(|name| volumes.join(name));
+        for path in numbered.chain([Path::new(ROOTS).join(id)]) {
+            let place = Path::new("/").join(&path);
+            // Not mounted only means that it was not put there in whole.
+            let _ = umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            let removed = unlinkat(&root, &path, AtFlags::REMOVEDIR)
+                .or_else(|_| unlinkat(&root, &path, AtFlags::empty()));
+            ignore_missing(removed).map_err(failed("remove", &place))?;
+        }
+        ignore_missing(unlinkat(&root, &volumes, AtFlags::REMOVEDIR))
+            .map_err(failed("remove", &volumes))
+    })
+}
+
+/// The root of a jail, writable: the VMM process has it read-only, so that whoever takes it over, or its guest, cannot
+/// put there what would lead us elsewhere.
+fn writable_root() -> Result<OwnedFd, ShareError> {
+    let root = Path::new("/");
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = open_tree(CWD, root, flags).map_err(failed("open", root))?;
+    let attributes = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: libc::MOUNT_ATTR_RDONLY,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    set_attributes(&clone, &attributes, false).map_err(failed("write to", root))?;
+    Ok(clone)
+}
+
+fn ignore_missing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
         other => other,
     }
 }
 
-/// Runs `f` in a child that is in the mount namespace of the process `vmm`: one that has left its own cannot go back.
-fn in_namespace_of(vmm: Pid, f: impl FnOnce() -> Result<(), ShareError>) -> Result<(), ShareError> {
-    let path = PathBuf::from(format!("/proc/{vmm}/ns/mnt"));
-    let namespace = File::open(&path).map_err(failed("open", &path))?;
-    let action = "enter the mount namespace of";
+/// Runs `f` in a child that is in the mount namespace of a VMM process: one that has left its own cannot go back.
+fn in_namespace_of(
+    vmm: BorrowedFd<'_>,
+    f: impl FnOnce() -> Result<(), ShareError>,
+) -> Result<(), ShareError> {
+    let (action, path) = ("enter the mount namespace of", Path::new("the VMM process"));
     let (mut report, reporter) =
-        report::channel("the process that shares files").map_err(failed(action, &path))?;
+        report::channel("the process that shares files").map_err(failed(action, path))?;
     // SAFETY: this process has one thread, so the child may do whatever its parent may.
-    match unsafe { fork() }.map_err(failed::<nix::Error>(action, &path))? {
+    match unsafe { fork() }.map_err(failed::<nix::Error>(action, path))? {
         ForkResult::Parent { child } => {
             drop(reporter);
             let result = report.wait();
             let _ = waitpid(child, None);
-            result.map_err(|failure| failed(action, &path)(io::Error::other(failure)))
+            result.map_err(|failure| failed(action, path)(io::Error::other(failure)))
         }
         ForkResult::Child => {
-            let done = setns(namespace, CloneFlags::CLONE_NEWNS)
-                .map_err(failed(action, &path))
+            let done = setns(vmm, CloneFlags::CLONE_NEWNS)
+                .map_err(failed(action, path))
                 .and_then(|()| f());
             match done {
                 // A parent that is gone does not want to know.
@@ -206,25 +234,29 @@ fn tree(source: &Path, recursive: bool, read_only: bool) -> Result<Tree, ShareEr
     })
 }
 
-/// Puts a container's root and volumes into the trees.
-fn put(shares: &Shares, id: &str, content: &[Tree]) -> Result<(), ShareError> {
-    let volumes = shares.volumes.join(id);
-    make(&volumes)?;
+/// Puts a container's root and volumes into the trees whose file system `root` is the root of, and which are at `at`.
+fn put(root: &OwnedFd, at: &Path, id: &str, content: &[Tree]) -> Result<(), ShareError> {
+    let volumes = Path::new(VOLUMES).join(id);
+    make(root, &volumes)?;
     let numbered = (0..content.len()).map(|number| volumes.join(number.to_string()));
-    let places = std::iter::once(shares.rootfs.join(id)).chain(numbered);
+    let places = std::iter::once(Path::new(ROOTS).join(id)).chain(numbered);
     for (tree, place) in content.iter().zip(places) {
         match tree.is_dir {
-            true => make(&place)?,
-            false => drop(File::create(&place).map_err(failed("create", &place))?),
+            true => make(root, &place)?,
+            false => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                openat(root, &place, flags, Mode::RUSR).map_err(failed("create", &place))?;
+            }
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&tree.mount, "", CWD, &place, flags).map_err(failed("share", &tree.source))?;
+        move_mount(&tree.mount, "", CWD, at.join(place), flags)
+            .map_err(failed("share", &tree.source))?;
     }
     Ok(())
 }
 
-fn make(path: &Path) -> Result<(), ShareError> {
-    fs::create_dir(path).map_err(failed("create", path))
+fn make(root: &OwnedFd, path: &Path) -> Result<(), ShareError> {
+    mkdirat(root, path, Mode::RWXU).map_err(failed("create", path))
 }
 
 /// Sets the attributes of a mount, with `recursive` also of all below it: `mount_setattr(2)`.

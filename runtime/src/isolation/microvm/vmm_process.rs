@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -160,6 +160,16 @@ pub enum VmmError {
     /// The machine.
     #[error("cannot start the microVM")]
     Machine(#[source] vmm::Error),
+    /// The host would lose its network.
+    #[error(
+        "config.json: `linux.namespaces`: {} is the host's own network namespace, whose interfaces a microVM would take \
+         over: give it another, or use --isolation container",
+        path.display()
+    )]
+    HostNetwork {
+        /// The namespace.
+        path: PathBuf,
+    },
     /// The network namespace's interfaces.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -441,10 +451,25 @@ fn enter_network(network: &Network) -> Result<(), VmmError> {
         Network::Join(path) => {
             let action = format!("enter the network namespace {}", path.display());
             let file = File::open(path).map_err(io_error(action.clone()))?;
+            if is_the_hosts(&file).map_err(io_error(action.clone()))? {
+                return Err(VmmError::HostNetwork { path: path.clone() });
+            }
             setns(file, CloneFlags::CLONE_NEWNET).map_err(errno(action))?;
         }
     }
     Ok(())
+}
+
+/// Whether a network namespace is that of this process's creator or of the host's process 1.
+fn is_the_hosts(namespace: &File) -> io::Result<bool> {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let namespace = identity(namespace.metadata()?);
+    for host in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+        if identity(fs::metadata(host)?) == namespace {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn open_terminal(orders: &Orders) -> Result<Option<HostTerminal>, VmmError> {

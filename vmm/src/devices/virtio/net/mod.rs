@@ -137,11 +137,13 @@ impl VirtioDevice for Net {
         let has = |feature: u32| features & bit(feature) != 0;
         // A driver that takes long segments but no packets without a checksum contradicts itself (5.1.3.1).
         let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+        let [tso4, tso6] = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6]
+            .map(|feature| checksum && has(feature));
         let offloads = Offloads {
             checksum,
-            tso4: checksum && has(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: checksum && has(VIRTIO_NET_F_GUEST_TSO6),
-            ecn: checksum && has(VIRTIO_NET_F_GUEST_ECN),
+            tso4,
+            tso6,
+            ecn: (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN),
         };
         let negotiated = Message::Negotiated {
             offloads,

@@ -230,6 +230,20 @@ fn a_reset_lets_go_of_the_queues() {
 }
 
 #[test]
+fn a_driver_that_contradicts_itself_is_served_without_offloads() {
+    for features in [VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4].map(bit) {
+        let Some((mut driver, net, link)) = device(features) else {
+            return;
+        };
+        driver.offer(0, &[(0x1_0000, 2048, WRITE)]);
+        net.queue_events()[0].write(1).unwrap();
+        link.send(&frame(100, 1));
+        wait_for(&driver, 0, 1);
+        assert_eq!(driver.used(0), [(0, 112)]);
+    }
+}
+
+#[test]
 fn the_configuration_has_the_address_and_the_mtu() {
     let Some((_, net, _)) = device(MERGEABLE) else {
         return;
