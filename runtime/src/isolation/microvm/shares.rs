@@ -245,7 +245,8 @@ fn put(root: &OwnedFd, at: &Path, id: &str, content: &[Tree]) -> Result<(), Shar
             true => make(root, &place)?,
             false => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                openat(root, &place, flags, Mode::RUSR).map_err(failed("create", &place))?;
+                openat(root, &place, flags, Mode::from_raw_mode(0o444))
+                    .map_err(failed("create", &place))?;
             }
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -256,7 +257,8 @@ fn put(root: &OwnedFd, at: &Path, id: &str, content: &[Tree]) -> Result<(), Shar
 }
 
 fn make(root: &OwnedFd, path: &Path) -> Result<(), ShareError> {
-    mkdirat(root, path, Mode::RWXU).map_err(failed("create", path))
+    // Users of the guest pass through it; on the host nobody but root gets this far.
+    mkdirat(root, path, Mode::from_raw_mode(0o755)).map_err(failed("create", path))
 }
 
 /// Sets the attributes of a mount, with `recursive` also of all below it: `mount_setattr(2)`.
