@@ -54,6 +54,7 @@ pub use report::chain as error_chain;
 pub use rootfs::{KNOWN_MOUNT_OPTIONS, mount_on_host, unmount_on_host};
 pub use spec::validate;
 pub use stdio::Stdio;
+pub use workload::loopback_up;
 
 use error::Context;
 

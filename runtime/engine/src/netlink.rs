@@ -9,6 +9,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// A message begins at a multiple of this.
@@ -51,6 +52,18 @@ impl Netlink {
     /// The kernel's, or that it says what is not understood.
     pub fn list(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.request(message, NLM_F_DUMP)
+    }
+
+    /// Brings up the interface with this index.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bring_up(&mut self, index: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(link), 0)
     }
 
     fn request(
@@ -96,7 +109,7 @@ impl Netlink {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+    use netlink_packet_route::link::LinkAttribute;
 
     use super::*;
 

@@ -444,7 +444,10 @@ fn check(answer: libc::c_int) -> io::Result<()> {
 }
 
 /// Brings up `lo` in the network namespace of this process.
-pub(crate) fn loopback_up() -> Result<(), Error> {
+///
+/// # Errors
+/// The kernel's.
+pub fn loopback_up() -> Result<(), Error> {
     let context = || "cannot bring up the loopback device".to_owned();
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,

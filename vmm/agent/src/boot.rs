@@ -212,34 +212,6 @@ pub fn mount_share(tag: &str) -> Result<(), BootError> {
     })
 }
 
-/// Brings the loopback interface of the current network namespace up.
-///
-/// # Errors
-/// [`BootError::Path`] naming the interface.
-pub fn bring_loopback_up() -> Result<(), BootError> {
-    let failed = |source| path_error("bring up the interface", "lo", source);
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None)
-        .map_err(|errno| failed(errno.into()))?;
-    // SAFETY: all zeroes is a valid `ifreq`; the kernel reads the name, and reads or writes the flags.
-    let done = unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (target, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
-            *target = byte.cast_signed();
-        }
-        let read = libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request);
-        #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
-        let up = libc::IFF_UP as libc::c_short;
-        request.ifr_ifru.ifru_flags |= up;
-        read == 0 && libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) == 0
-    };
-    if done {
-        Ok(())
-    } else {
-        Err(failed(io::Error::last_os_error()))
-    }
-}
-
 /// Prints a line that the kernel puts on the console whatever its log level: a quiet guest has no
 /// console device that could be written to.
 pub fn print_emergency(text: &str) {

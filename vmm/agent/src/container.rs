@@ -79,7 +79,7 @@ impl Container {
             boot::mount_share(tag).map_err(|error| internal(&error))?;
         }
         if !self.has_namespace(LinuxNamespaceType::Network) {
-            boot::bring_loopback_up().map_err(|error| internal(&error))?;
+            engine::loopback_up().map_err(|error| internal(&error))?;
         }
         let spec = match network {
             Some(network) => {

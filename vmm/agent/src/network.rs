@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use engine::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -28,8 +28,6 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use protocol::message::{Interface, InterfaceAddress, Neighbour, Network, Route};
 use thiserror::Error;
-
-use crate::boot::{self, BootError};
 
 /// How long the other ends of connections may take to receive the rest.
 const SENDING_LIMIT: Duration = Duration::from_secs(10);
@@ -59,7 +57,7 @@ pub(crate) enum NetworkError {
     Address(Vec<u8>),
     /// The loopback device.
     #[error(transparent)]
-    Loopback(#[from] BootError),
+    Loopback(#[from] engine::Error),
 }
 
 fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -79,7 +77,7 @@ pub(crate) fn enter_new_namespace(network: &Network) -> Result<(), NetworkError>
         .map_err(|errno| io_error("make a network namespace")(errno.into()))?;
     let namespace =
         File::open("/proc/thread-self/ns/net").map_err(io_error("open the network namespace"))?;
-    boot::bring_loopback_up()?;
+    engine::loopback_up()?;
     for interface in &network.interfaces {
         let mut moved = LinkMessage::default();
         moved.header.index = device(&mut outside, interface)?;
@@ -104,12 +102,8 @@ pub(crate) fn enter_new_namespace(network: &Network) -> Result<(), NetworkError>
                 .change(add, NLM_F_CREATE | NLM_F_EXCL)
                 .map_err(io_error(format!("give {} its address", interface.name)))?;
         }
-        let mut up = LinkMessage::default();
-        up.header.index = index;
-        up.header.flags = LinkFlags::Up;
-        up.header.change_mask = LinkFlags::Up;
         inside
-            .change(RouteNetlinkMessage::SetLink(up), 0)
+            .bring_up(index)
             .map_err(io_error(format!("bring up {}", interface.name)))?;
     }
     for neighbour in &network.neighbours {

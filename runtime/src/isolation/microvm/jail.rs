@@ -3,7 +3,8 @@
 //! Its root is the file system in memory in which the shares are built, and nothing else is mounted in its mount
 //! namespace but what is shared and a `/proc` without the kernel's own files, in which it sees itself alone. It holds no
 //! descriptor of a directory outside. The root itself is read-only, so that neither the guest nor who took the process
-//! over can lead the host elsewhere when it adds or removes what is shared. What its threads may ask of the kernel is the `vmm` crate's part.
+//! over can lead the host elsewhere when it adds or removes what is shared. What its threads may ask of the kernel is
+//! the `vmm` crate's part.
 
 use std::fs;
 use std::io;

@@ -144,13 +144,12 @@ pub fn attach() -> Result<(Vec<Interface>, Option<Network>), NetworkError> {
         let _ = fs::write(quiet, "1");
         let index = if_nametoindex(tap.name())
             .map_err(|errno| io_error(format!("find {}", tap.name()))(errno.into()))?;
-        let mut up = LinkMessage::default();
-        up.header.index = index;
-        up.header.flags = LinkFlags::Up;
-        up.header.change_mask = LinkFlags::Up;
-        up.attributes.push(LinkAttribute::Mtu(link.mtu.into()));
+        let mut sized = LinkMessage::default();
+        sized.header.index = index;
+        sized.attributes.push(LinkAttribute::Mtu(link.mtu.into()));
         netlink
-            .change(RouteNetlinkMessage::SetLink(up), 0)
+            .change(RouteNetlinkMessage::SetLink(sized), 0)
+            .and_then(|()| netlink.bring_up(index))
             .map_err(io_error(format!("bring up {}", tap.name())))?;
         let failed = || format!("lead packets between {} and {}", link.name, tap.name());
         for (from, to) in [(index, link.index), (link.index, index)] {
@@ -385,8 +384,8 @@ fn route(message: &RouteMessage, interface: &str) -> Result<Route, NetworkError>
         ..Route::default()
     };
     let bytes = |address: &RouteAddress| match address {
-        RouteAddress::Inet(address) => Ok(address.octets().to_vec()),
-        RouteAddress::Inet6(address) => Ok(address.octets().to_vec()),
+        RouteAddress::Inet(address) => Ok(octets((*address).into())),
+        RouteAddress::Inet6(address) => Ok(octets((*address).into())),
         _ => Err(unsupported("an address of an unknown kind")),
     };
     for attribute in &message.attributes {
@@ -416,10 +415,10 @@ fn neighbour(message: &NeighbourMessage, interface: &str) -> Option<Neighbour> {
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => {
-                address = Some(value.octets().to_vec());
+                address = Some(octets((*value).into()));
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(value)) => {
-                address = Some(value.octets().to_vec());
+                address = Some(octets((*value).into()));
             }
             NeighbourAttribute::LinkLayerAddress(value) => link_address = Some(value.clone()),
             _ => {}

@@ -1,7 +1,8 @@
 //! The trees that the guest sees: one with the containers' roots, one with their volumes.
 //!
 //! They are built of bind mounts in a mount namespace of the VMM process's own, so that they vanish with it, however
-//! it ends; a further container of a pod has its own put there later. What the guest must not write is mounted read-only here too: the host does not rely on the guest's engine.
+//! it ends; a further container of a pod has its own put there later. What the guest must not write is mounted read-only
+//! here too: the host does not rely on the guest's engine.
 
 use std::fs;
 use std::io;

@@ -257,6 +257,16 @@ impl<M: From<Control>> Drop for Worker<M> {
     }
 }
 
+/// An event for each of a device's queues, and once more for its thread.
+pub(super) fn queue_events(queues: usize) -> io::Result<(Vec<EventFd>, Vec<EventFd>)> {
+    let events: Vec<_> = (0..queues).map(|_| new_event()).collect::<Result<_, _>>()?;
+    let clones = events
+        .iter()
+        .map(EventFd::try_clone)
+        .collect::<Result<_, _>>()?;
+    Ok((events, clones))
+}
+
 /// A new event that neither blocks nor survives exec.
 pub(super) fn new_event() -> io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)

@@ -14,7 +14,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::{Worker, new_event};
+use super::worker::{Worker, queue_events};
 use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
 
 mod pump;
@@ -87,10 +87,7 @@ impl Net {
     /// # Errors
     /// The host is out of something, or the hook fails.
     pub fn new(interface: Interface, hook: &ThreadHook) -> Result<Self, NetError> {
-        let events: io::Result<Vec<_>> = QUEUE_SIZES.iter().map(|_| new_event()).collect();
-        let events = events.map_err(NetError::Events)?;
-        let clones: io::Result<Vec<_>> = events.iter().map(EventFd::try_clone).collect();
-        let clones = clones.map_err(NetError::Events)?;
+        let (events, clones) = queue_events(QUEUE_SIZES.len()).map_err(NetError::Events)?;
         let Interface { tap, mac, mtu } = interface;
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac);

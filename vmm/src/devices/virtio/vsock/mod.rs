@@ -13,7 +13,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::worker::{Mailbox, Worker, new_event};
+use super::worker::{Mailbox, Worker, queue_events};
 use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
 
 mod connection;
@@ -87,10 +87,7 @@ impl Vsock {
         socket: Option<HostSocket>,
         hook: &ThreadHook,
     ) -> Result<Self, VsockError> {
-        let events: io::Result<Vec<_>> = QUEUE_SIZES.iter().map(|_| new_event()).collect();
-        let events = events.map_err(VsockError::Events)?;
-        let clones: io::Result<Vec<_>> = events.iter().map(EventFd::try_clone).collect();
-        let clones = clones.map_err(VsockError::Events)?;
+        let (events, clones) = queue_events(QUEUE_SIZES.len()).map_err(VsockError::Events)?;
         let listener = socket.map(HostSocket::into_listener);
         let listeners = Arc::<Listeners>::default();
         let worker = {
