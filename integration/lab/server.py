@@ -43,7 +43,7 @@ def signal_group(process, number):
 
 
 def relay_in(stream, process):
-    """Client to command: stdin and signals. A client that goes away takes its command along."""
+    """Client to command: stdin and signals; a `p` only wakes us. A client that goes away takes its command along."""
     try:
         while True:
             kind, payload = receive(stream)
