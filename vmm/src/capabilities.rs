@@ -9,7 +9,7 @@ use crate::seccomp::Thread;
 
 /// What a server of files needs to do as the guest's kernel, which has checked the guest's users, says: own, open and
 /// change what belongs to anybody, be anybody for a new file, and reopen a file by its handle.
-const FILE_SERVER: &[Capability] = &[
+pub const FILE_SERVER: &[Capability] = &[
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_DAC_READ_SEARCH,

@@ -5,7 +5,7 @@
 
 mod acpi;
 pub mod boot;
-mod capabilities;
+pub mod capabilities;
 pub mod config;
 mod cpuid;
 pub mod devices;

@@ -13,6 +13,7 @@ pub mod console;
 pub mod fault;
 pub mod hooks;
 pub mod netlink;
+pub mod observation;
 pub mod systemd;
 
 mod attributes;
@@ -52,6 +53,9 @@ pub use own_code::give_back_code;
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
 pub use rootfs::{KNOWN_MOUNT_OPTIONS, mount_on_host, unmount_on_host};
+pub use seccomp::{
+    AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, compile as compile_seccomp, numbers as syscall_numbers,
+};
 pub use spec::validate;
 pub use stdio::Stdio;
 pub use workload::loopback_up;

@@ -29,6 +29,11 @@ const SECCOMP_FILTER_FLAG_SPEC_ALLOW: libc::c_uint = 4;
 const SECCOMP_FILTER_FLAG_NEW_LISTENER: libc::c_uint = 8;
 const SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: libc::c_uint = 32;
 
+/// The architecture of 64-bit programs, as a filter sees it (`linux/audit.h`).
+pub const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
+/// That of 32-bit programs.
+pub const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+
 /// What the process itself needs to hand its listener over, when the filter is in force already.
 const NEEDED_BY_US: [&str; 2] = ["sendmsg", "recvmsg"];
 
@@ -157,6 +162,32 @@ impl Filter {
         // SAFETY: the kernel has just made this descriptor for us alone.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(answer as libc::c_int) }))
     }
+}
+
+/// The program that a profile compiles to.
+///
+/// # Errors
+/// It cannot be honoured; the field is named.
+pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<libc::sock_filter>, Error> {
+    Ok(Filter::compile(profile)?.program)
+}
+
+/// A system call's numbers by this machine's architectures (`AUDIT_ARCH_*`); none: it is known in none of them.
+#[must_use]
+pub fn numbers(name: &str) -> Vec<(u32, u32)> {
+    #[cfg(target_arch = "x86_64")]
+    let architectures = [
+        (AUDIT_ARCH_X86_64, ScmpArch::X8664),
+        // Its calls have a bit of their own in the number, but the architecture of the others.
+        (AUDIT_ARCH_X86_64, ScmpArch::X32),
+        (AUDIT_ARCH_I386, ScmpArch::X86),
+    ];
+    let number = |(token, architecture)| {
+        let call = ScmpSyscall::from_name_by_arch(name, architecture).ok()?;
+        // libseccomp gives negative numbers to calls that an architecture does not have.
+        Some((token, u32::try_from(i32::from(call)).ok()?))
+    };
+    architectures.into_iter().filter_map(number).collect()
 }
 
 /// Checks what a profile that notifies needs.

@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use engine::cgroup::Cgroup;
+use engine::observation::Observation;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
@@ -293,5 +294,13 @@ impl Isolation for ContainerModel {
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
         engine::processes(&cgroup_of(container)?).map_err(IsolationError::failed)
+    }
+
+    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
+        let init = Pid::from_raw(container.pid.ok_or(IsolationError::NotRunning)?);
+        let pids = cgroup_of(container)?
+            .pids()
+            .map_err(IsolationError::failed)?;
+        engine::observation::observe(init, &pids).map_err(IsolationError::failed)
     }
 }

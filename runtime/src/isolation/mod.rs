@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use engine::observation::Observation;
 use engine::{Hold, ProcessInfo, cgroup};
 use nix::poll::PollFlags;
 use oci_spec::runtime::{LinuxResources, Process};
@@ -428,6 +429,13 @@ pub trait Isolation: Sync {
     /// # Errors
     /// They could not be read.
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError>;
+
+    /// What the kernel that runs the container says of its processes: the host's, or the guest's, which is as trusted as
+    /// the guest.
+    ///
+    /// # Errors
+    /// They could not be looked at.
+    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError>;
 }
 
 #[cfg(test)]

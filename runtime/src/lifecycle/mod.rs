@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::hooks::{self, Kind};
+use engine::observation::Observation;
 use engine::{ProcessInfo, fault};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -35,7 +36,7 @@ pub use foreground::{Exit, Foreground, console_size};
 use crate::bundle;
 use crate::config::Config;
 use crate::id::ContainerId;
-use crate::isolation::{Model, Target};
+use crate::isolation::{IsolationError, Model, Target};
 use crate::process::ProcessId;
 use crate::signal::Signal;
 use crate::state::{LockedContainer, Phase, Record, SAVED_CONFIG, StateError, Status, Store};
@@ -156,6 +157,21 @@ fn run_hooks(
         source,
     })?;
     Ok(hooks::run(kind, hooks, &state)?)
+}
+
+/// A running container, as it was asked for and as it is.
+#[derive(Debug)]
+pub struct Observed {
+    /// The model.
+    pub isolation: Model,
+    /// The init process as the host sees it: for a microVM the VMM process.
+    pub pid: i32,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The configuration that the container was made from, with what `update` changed.
+    pub spec: oci_spec::runtime::Spec,
+    /// What the kernel says that runs it.
+    pub observation: Observation,
 }
 
 impl Lifecycle {
@@ -418,6 +434,25 @@ impl Lifecycle {
             .isolation
             .isolation()
             .processes(&self.target(&record, &dir))?)
+    }
+
+    /// What is known of a running container, to be compared: what was asked for, and what the kernel says.
+    ///
+    /// # Errors
+    /// It does not run, or could not be looked at.
+    pub fn observe(&self, id: &ContainerId) -> Result<Observed, Error> {
+        let record = self.load(id)?;
+        let dir = self.store.dir(id);
+        let (spec, _) = bundle::load_config(&dir.join(SAVED_CONFIG))?;
+        let target = self.target(&record, &dir);
+        let pid = target.pid.ok_or(IsolationError::NotRunning)?;
+        Ok(Observed {
+            isolation: record.isolation,
+            pid,
+            bundle: record.bundle.clone(),
+            spec,
+            observation: record.isolation.isolation().observe(&target)?,
+        })
     }
 }
 

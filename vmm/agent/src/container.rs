@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use prost::Message;
 use protocol::message::{
-    Empty, ExecRequest, Network, Process, ProcessStarted, ProcessesResponse, StatsResponse,
+    Empty, ExecRequest, Network, ObserveResponse, Process, ProcessStarted, ProcessesResponse,
+    StatsResponse,
 };
 use protocol::{Code, Failure};
 use serde::de::DeserializeOwned;
@@ -185,6 +186,15 @@ impl Container {
     pub(crate) fn finish_sending(&self) -> Encoded {
         network::finish_sending(&self.network).map_err(|error| internal(&error))?;
         Ok(empty())
+    }
+
+    /// Tells what the kernel says of the processes.
+    pub(crate) fn observe(&self, init: i32) -> Encoded {
+        let pids = self.cgroup()?.pids().map_err(|error| internal(&error))?;
+        let seen = engine::observation::observe(Pid::from_raw(init), &pids);
+        let seen = seen.map_err(|error| internal(&error))?;
+        let observation = serde_json::to_vec(&seen).map_err(|error| internal(&error))?;
+        Ok(ObserveResponse { observation }.encode_to_vec())
     }
 
     /// Lists the processes.

@@ -307,6 +307,14 @@ pub struct ProcessesResponse {
     pub processes: Vec<Process>,
 }
 
+/// What the guest's kernel says of a container's processes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ObserveResponse {
+    /// The engine's observation, as JSON.
+    #[prost(bytes = "vec", tag = "1")]
+    pub observation: Vec<u8>,
+}
+
 /// One process, with what `ps -ef` shows.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Process {

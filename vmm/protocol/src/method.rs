@@ -54,6 +54,8 @@ methods! {
     ResizeTerminal: ResizeTerminalRequest => Empty;
     /// Lists the processes of a container.
     Processes: ContainerRequest => ProcessesResponse;
+    /// What the guest's kernel says of the container.
+    Observe: ContainerRequest => ObserveResponse;
     /// Reads the resource use of a container.
     Stats: ContainerRequest => StatsResponse;
     /// Answers when the guest's kernel has killed processes of a container for want of memory, also those

@@ -15,10 +15,10 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use super::{Cgroup, Error, Result, io_error, write};
 
 /// Access bits of the kernel's device check (`BPF_DEVCG_ACC_*`).
-const MKNOD: u8 = 1;
-const READ: u8 = 2;
-const WRITE: u8 = 4;
-const ALL: u8 = MKNOD | READ | WRITE;
+pub(super) const MKNOD: u8 = 1;
+pub(super) const READ: u8 = 2;
+pub(super) const WRITE: u8 = 4;
+pub(super) const ALL: u8 = MKNOD | READ | WRITE;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -325,10 +325,10 @@ fn program(policy: &Policy) -> Vec<Instruction> {
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_DETACH: libc::c_int = 9;
-const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
-const BPF_PROG_QUERY: libc::c_int = 16;
+pub(super) const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+pub(super) const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
+pub(super) const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// Kernel ABI: the first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the rest is zero.
@@ -359,26 +359,26 @@ struct AttachAttributes {
 /// Kernel ABI: `union bpf_attr` for `BPF_PROG_QUERY`.
 #[repr(C)]
 #[derive(Default)]
-struct QueryAttributes {
-    target: u32,
-    kind: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    ids: u64,
-    count: u32,
-    padding: u32,
+pub(super) struct QueryAttributes {
+    pub(super) target: u32,
+    pub(super) kind: u32,
+    pub(super) query_flags: u32,
+    pub(super) attach_flags: u32,
+    pub(super) ids: u64,
+    pub(super) count: u32,
+    pub(super) padding: u32,
 }
 
 /// Kernel ABI: `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
 #[repr(C)]
 #[derive(Default)]
-struct IdAttributes {
-    id: u32,
-    next: u32,
-    flags: u32,
+pub(super) struct IdAttributes {
+    pub(super) id: u32,
+    pub(super) next: u32,
+    pub(super) flags: u32,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+pub(super) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the structure is the kernel's for this command, of the size given; what it points to outlives the call.
     let answer = unsafe {
         libc::syscall(
@@ -461,51 +461,32 @@ fn attached(target: &fs::File) -> io::Result<Vec<OwnedFd>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use oci_spec::runtime::LinuxDeviceCgroupBuilder;
 
+    use super::super::device_access::run;
     use super::*;
 
-    /// Runs the program as the kernel would, on one request.
+    /// The answer of the program on one request.
     fn answer(code: &[Instruction], kind: u32, access: u32, major: u32, minor: u32) -> bool {
         let context = [kind | access << 16, major, minor];
-        let mut registers = [0u32; 11];
-        let mut next = 0usize;
-        loop {
-            let one = code[next];
-            next += 1;
-            let to = usize::from(one.registers & 0xf);
-            let from = usize::from(one.registers >> 4);
-            let jump = match one.code {
-                LOAD_WORD => {
-                    registers[to] = context[one.offset as usize / 4];
-                    false
-                }
-                AND_32 => {
-                    registers[to] &= one.immediate as u32;
-                    false
-                }
-                SHIFT_RIGHT_32 => {
-                    registers[to] >>= one.immediate;
-                    false
-                }
-                MOVE_32 => {
-                    registers[to] = one.immediate as u32;
-                    false
-                }
-                MOVE_REGISTER_32 => {
-                    registers[to] = registers[from];
-                    false
-                }
-                JUMP_EQUAL_32 => registers[to] == one.immediate as u32,
-                JUMP_UNEQUAL_32 => registers[to] != one.immediate as u32,
-                EXIT => return registers[0] != 0,
-                other => panic!("unknown instruction {other:#x}"),
-            };
-            if jump {
-                next += one.offset as usize;
-            }
-        }
+        run(&bytes(code), context).unwrap()
+    }
+
+    /// As the kernel has it in memory.
+    fn bytes(code: &[Instruction]) -> Vec<u8> {
+        let one = |one: &Instruction| {
+            let [low, high] = one.offset.to_le_bytes();
+            let [a, b, c, d] = one.immediate.to_le_bytes();
+            [one.code, one.registers, low, high, a, b, c, d]
+        };
+        code.iter().flat_map(one).collect()
+    }
+
+    /// The program of `linux.resources.devices`.
+    pub(crate) fn program_of(rules: serde_json::Value) -> Vec<u8> {
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules).unwrap();
+        bytes(&program(&Policy::new(&rules).unwrap()))
     }
 
     const B: u32 = 1;

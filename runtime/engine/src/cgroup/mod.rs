@@ -3,6 +3,7 @@
 //! Everything is found again from the path alone, so a cgroup can be killed and removed after a crash of whoever
 //! made it. The processes in it are hostile; the files under the mount point are the kernel's.
 
+mod device_access;
 mod devices;
 mod kill;
 mod layout;
@@ -21,6 +22,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::fault;
 
+pub(crate) use device_access::allowed_devices;
 pub use layout::{Hierarchy, Layout};
 pub use oom::OomWatch;
 pub(crate) use resources::{cpu_weight, swap_max};

@@ -32,13 +32,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use engine::cgroup::Cgroup;
+use engine::observation::Observation;
 use engine::{Hold, ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::LinuxResources;
 use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
 use protocol::method::{
-    Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
+    Observe, Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
     Stats as GuestStats, Update,
 };
 use protocol::{ClientError, Code, Method};
@@ -351,6 +352,11 @@ impl Isolation for MicrovmModel {
             "restore",
             "a machine with its memory cannot be written down yet",
         ))
+    }
+
+    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
+        let response = call::<Observe>(container, &name(container))?;
+        serde_json::from_slice(&response.observation).map_err(IsolationError::failed)
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {

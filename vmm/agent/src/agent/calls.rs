@@ -49,6 +49,7 @@ impl Agent {
             }
             method::ResizeTerminal::NAME => self.resize(&decode(payload)?),
             method::Processes::NAME => self.on_container(caller, payload, Container::processes),
+            method::Observe::NAME => self.observe(caller, payload),
             method::Stats::NAME => self.on_container(caller, payload, Container::stats),
             method::WaitOom::NAME => self.wait_oom(caller, decode(payload)?),
             method::Pause::NAME => self.on_container(caller, payload, Container::pause),
@@ -83,6 +84,14 @@ impl Agent {
         let ContainerRequest { id } = decode(payload)?;
         let container = self.containers.container(&id)?;
         self.start_operation(caller, &[], Then::Running(id), || container.start())
+    }
+
+    fn observe(&mut self, caller: Caller, payload: &[u8]) -> Result<Answer, Failure> {
+        let ContainerRequest { id } = decode(payload)?;
+        let container = self.containers.container(&id)?;
+        let init = self.containers.process(&ProcessName::init(&id))?.pid();
+        let init = init.ok_or_else(|| not_running(&id))?;
+        self.start_operation(caller, &[], Then::Nothing, || container.observe(init))
     }
 
     fn state(&mut self, payload: &[u8]) -> Result<Answer, Failure> {

@@ -1,0 +1,138 @@
+//! The limits and device rules of a process's cgroups, as they are in force.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Limits;
+use crate::cgroup::{Layout, allowed_devices};
+
+/// The directories of a process's cgroups.
+pub(super) struct Cgroups {
+    /// Controllers, none for version 2; the hierarchy's mount; the cgroup.
+    all: Vec<(Vec<String>, PathBuf, PathBuf)>,
+}
+
+impl Cgroups {
+    /// Those in the text of /proc/pid/cgroup.
+    pub(super) fn of(text: &str) -> Self {
+        let layout = Layout::of_system()
+            .map(|layout| layout.hierarchies())
+            .unwrap_or_default();
+        let find = |line: &str| {
+            // cgroups(7): `number:controllers:path`.
+            let (_, rest) = line.split_once(':')?;
+            let (names, path) = rest.split_once(':')?;
+            let names: Vec<String> = names
+                .split(',')
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned)
+                .collect();
+            let hierarchy = layout.iter().find(|one| match names.first() {
+                None => one.is_unified(),
+                Some(name) => one.has(name),
+            })?;
+            let path = Path::new(path.trim_start_matches('/'));
+            let is_below = path
+                .components()
+                .all(|one| matches!(one, std::path::Component::Normal(_)));
+            is_below.then(|| (names, hierarchy.mount.clone(), hierarchy.mount.join(path)))
+        };
+        Self {
+            all: text.lines().filter_map(find).collect(),
+        }
+    }
+
+    fn v1(&self, controller: &str) -> Option<(&Path, &Path)> {
+        let found = self
+            .all
+            .iter()
+            .find(|(names, ..)| names.iter().any(|name| name == controller));
+        found.map(|(_, mount, cgroup)| (mount.as_path(), cgroup.as_path()))
+    }
+
+    fn v2(&self) -> Option<(&Path, &Path)> {
+        let found = self.all.iter().find(|(names, ..)| names.is_empty());
+        found.map(|(_, mount, cgroup)| (mount.as_path(), cgroup.as_path()))
+    }
+
+    /// Whether the freezer of version 1 holds the process: a tracer would wait until it is thawed.
+    pub(super) fn are_frozen_by_v1(&self) -> bool {
+        let state = self
+            .v1("freezer")
+            .map(|(_, cgroup)| fs::read_to_string(cgroup.join("freezer.state")));
+        state.is_some_and(|state| state.is_ok_and(|state| state.trim() != "THAWED"))
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            memory: self.least("memory", "memory.limit_in_bytes", "memory.max", |text| {
+                // Version 1 writes no limit as the largest number of pages.
+                text.parse().ok().filter(|bytes| *bytes < 1 << 62)
+            }),
+            pids: self.least("pids", "pids.max", "pids.max", |text| text.parse().ok()),
+            cpu: self.processors(),
+        }
+    }
+
+    fn processors(&self) -> Option<u64> {
+        let share = |quota: &str, period: &str| {
+            let quota: u64 = quota.parse().ok()?;
+            let period: u64 = period.parse().ok()?;
+            quota.saturating_mul(1000).checked_div(period)
+        };
+        match self.v1("cpu") {
+            Some((mount, cgroup)) => least(mount, cgroup, |directory| {
+                let file = |name: &str| fs::read_to_string(directory.join(name)).ok();
+                share(
+                    file("cpu.cfs_quota_us")?.trim(),
+                    file("cpu.cfs_period_us")?.trim(),
+                )
+            }),
+            None => {
+                let (mount, cgroup) = self.v2()?;
+                least(mount, cgroup, |directory| {
+                    let text = fs::read_to_string(directory.join("cpu.max")).ok()?;
+                    let (quota, period) = text.trim().split_once(' ')?;
+                    share(quota, period)
+                })
+            }
+        }
+    }
+
+    fn least(
+        &self,
+        controller: &str,
+        v1_file: &str,
+        v2_file: &str,
+        parse: impl Fn(&str) -> Option<u64>,
+    ) -> Option<u64> {
+        let (file, (mount, cgroup)) = match self.v1(controller) {
+            Some(found) => (v1_file, found),
+            None => (v2_file, self.v2()?),
+        };
+        least(mount, cgroup, |directory| {
+            parse(fs::read_to_string(directory.join(file)).ok()?.trim())
+        })
+    }
+
+    pub(super) fn devices(&self) -> Result<Vec<String>, String> {
+        if let Some((_, cgroup)) = self.v1("devices") {
+            let path = cgroup.join("devices.list");
+            let text = fs::read_to_string(&path)
+                .map_err(|error| format!("read {}: {error}", path.display()))?;
+            return Ok(text.lines().map(str::to_owned).collect());
+        }
+        let Some((_, cgroup)) = self.v2() else {
+            return Err("it is in no cgroup that has device rules".to_owned());
+        };
+        allowed_devices(cgroup).map_err(|error| crate::error_chain(&error))
+    }
+}
+
+/// The least limit of a cgroup and those above it.
+fn least(mount: &Path, cgroup: &Path, limit: impl Fn(&Path) -> Option<u64>) -> Option<u64> {
+    let above = cgroup
+        .ancestors()
+        .take_while(|directory| directory.starts_with(mount));
+    above.filter_map(limit).min()
+}
