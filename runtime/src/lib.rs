@@ -19,6 +19,7 @@ pub mod log;
 pub mod process;
 pub mod signal;
 pub mod state;
+pub mod verify;
 
 pub use engine::error_chain;
 

@@ -30,6 +30,7 @@ mod stdio;
 mod systemd_cgroup;
 mod terminal;
 mod update;
+mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
             network::CLAIMS,
             pods::CLAIMS,
             load::CLAIMS,
+            verify::CLAIMS,
         ];
         let only = match model {
             Model::Microvm => [
@@ -98,7 +100,11 @@ fn main() -> ExitCode {
                 pods::MICROVM_CLAIMS,
             ]
             .as_slice(),
-            Model::Container => &[systemd_cgroup::CLAIMS, rootless::CLAIMS],
+            Model::Container => &[
+                systemd_cgroup::CLAIMS,
+                rootless::CLAIMS,
+                verify::CONTAINER_CLAIMS,
+            ],
         };
         let all = both.iter().chain(attacks::CLAIMS).chain(only);
         for (name, claim) in all.copied().flatten() {

@@ -128,19 +128,7 @@ impl Bundle {
     /// # Errors
     /// What is wrong, with the file and the place in it.
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
-        let dir = dir
-            .canonicalize()
-            .and_then(|path| {
-                if path.is_dir() {
-                    Ok(path)
-                } else {
-                    Err(io::ErrorKind::NotADirectory.into())
-                }
-            })
-            .map_err(|source| BundleError::Directory {
-                path: dir.to_owned(),
-                source,
-            })?;
+        let dir = directory(dir)?;
         let path = dir.join(CONFIG_FILE);
         let text = read_config(&dir, &path)?;
         let (mut spec, vm) = parse(&path, &text)?;
@@ -213,6 +201,58 @@ impl Bundle {
         }
         self
     }
+}
+
+/// A configuration that can be read, though it may be none that can run.
+#[derive(Debug)]
+pub struct Draft {
+    /// The bundle's directory, absolute and without symbolic links.
+    pub dir: PathBuf,
+    /// The file.
+    pub path: PathBuf,
+    /// As it is, with the parts that we do not know.
+    pub json: Value,
+    /// As a bundle's, but `root.path` and the sources of bind mounts are made absolute without following links.
+    pub spec: Spec,
+    /// Why [`Bundle::load`] would refuse it.
+    pub problem: Option<BundleError>,
+}
+
+impl Draft {
+    /// Reads the configuration of the bundle in the directory `dir`.
+    ///
+    /// # Errors
+    /// There is none, or it is not of the form of one.
+    pub fn read(dir: &Path) -> Result<Self, BundleError> {
+        let dir = directory(dir)?;
+        let path = dir.join(CONFIG_FILE);
+        let json = load_json(&path)?;
+        let (mut spec, _) = load_config(&path)?;
+        let problem = check(&dir, &path, &spec).err();
+        let rootfs = spec.root().as_ref().map(|root| dir.join(root.path()));
+        make_absolute(&dir, &rootfs.unwrap_or_default(), &mut spec);
+        Ok(Self {
+            dir,
+            path,
+            json,
+            spec,
+            problem,
+        })
+    }
+}
+
+fn directory(dir: &Path) -> Result<PathBuf, BundleError> {
+    let resolved = dir.canonicalize().and_then(|path| {
+        if path.is_dir() {
+            Ok(path)
+        } else {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+    });
+    resolved.map_err(|source| BundleError::Directory {
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 /// Reads a configuration that we wrote ourselves beside a state record.

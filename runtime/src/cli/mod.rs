@@ -28,7 +28,7 @@ use crate::isolation::Model;
 use crate::lifecycle::{self, Lifecycle};
 use crate::log;
 use crate::state::Store;
-use crate::{bench, doctor, error_chain, guest, image, install};
+use crate::{bench, doctor, error_chain, guest, image, install, verify};
 
 /// The state root of the superuser.
 const DEFAULT_ROOT: &str = "/run/rt";
@@ -112,6 +112,7 @@ enum Command {
     Doctor(doctor::cli::Args),
     Bench(bench::BenchArgs),
     Install(install::Args),
+    Verify(verify::cli::Args),
 }
 
 /// Why a command failed.
@@ -139,6 +140,8 @@ enum CliError {
     Bench(#[from] bench::BenchError),
     #[error(transparent)]
     Install(#[from] install::InstallError),
+    #[error(transparent)]
+    Verify(#[from] verify::cli::Error),
     #[error("{0}")]
     Usage(String),
     #[error("{operation} {}", path.display())]
@@ -171,6 +174,8 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Exec(_) => EXEC_FAILED,
+            // 1 is an answer.
+            Self::Verify(_) => 2,
             _ => 1,
         }
     }
@@ -316,6 +321,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         }
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Install(arguments) => arguments.run(&mut out)?,
+        Command::Verify(arguments) => return Ok(arguments.run(&context.lifecycle, &mut out)?),
     }
     Ok(0)
 }

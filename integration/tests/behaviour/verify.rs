@@ -1,0 +1,454 @@
+//! `rt verify`: a bundle's weaknesses before it runs, and what the kernel says of a container that does.
+//!
+//! That each check can fail is shown by breaking what it looks at while the container runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use integration::{Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, finish};
+use serde_json::{Value, json};
+
+use crate::Entry;
+
+pub const CLAIMS: &[Entry] = &[
+    (
+        "a_bundle_is_verified_before_it_runs",
+        a_bundle_is_verified_before_it_runs,
+    ),
+    (
+        "what_cannot_be_verified_is_an_error",
+        what_cannot_be_verified_is_an_error,
+    ),
+    (
+        "a_confined_container_has_what_it_asked_for",
+        a_confined_container_has_what_it_asked_for,
+    ),
+    (
+        "what_changed_while_it_runs_is_found",
+        what_changed_while_it_runs_is_found,
+    ),
+    (
+        "the_kernel_tells_of_every_weakness",
+        the_kernel_tells_of_every_weakness,
+    ),
+];
+
+pub const CONTAINER_CLAIMS: &[Entry] = &[
+    ("a_leaked_descriptor_is_found", a_leaked_descriptor_is_found),
+    (
+        "containers_of_other_runtimes_are_told_truly",
+        containers_of_other_runtimes_are_told_truly,
+    ),
+];
+
+type Answer<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Calls `rt verify`, and gives its report and exit code.
+fn verify(fixture: &Fixture, arguments: &[&str]) -> Answer<(Value, i32)> {
+    let call = fixture.call(&[&["verify", "--format", "json"], arguments].concat())?;
+    let report =
+        serde_json::from_str(&call.stdout).map_err(|error| format!("{error}: {}", call.stderr))?;
+    Ok((report, call.code()))
+}
+
+/// The rules that are broken at a severity, without those named twice.
+fn rules<'a>(report: &'a Value, severity: &str) -> Vec<&'a str> {
+    let findings = report["findings"].as_array().into_iter().flatten();
+    let of_severity = findings.filter(|one| one["severity"] == severity);
+    let mut rules: Vec<&str> = of_severity.filter_map(|one| one["rule"].as_str()).collect();
+    rules.dedup();
+    rules
+}
+
+/// The names of the properties that do not hold.
+fn broken(report: &Value) -> Vec<&str> {
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let broken = properties.filter(|one| one["holds"] == false);
+    broken.filter_map(|one| one["name"].as_str()).collect()
+}
+
+/// A bundle that gives up nothing that the strictest policy asks for but a user namespace.
+fn confined(fixture: &Fixture) -> Answer<Bundle> {
+    let mut bundle = fixture.bundle()?;
+    let none = json!([]);
+    bundle.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    bundle.spec["process"]["capabilities"] =
+        json!({"bounding": none, "effective": none, "permitted": none});
+    bundle.spec["linux"]["resources"] = json!({
+        "devices": [{"allow": false, "access": "rwm"}],
+        "memory": {"limit": 64 << 20},
+        "pids": {"limit": 32},
+        "cpu": {"quota": 50_000, "period": 100_000}
+    });
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            {"names": ["reboot", "swapon", "bpf"], "action": "SCMP_ACT_ERRNO"},
+            {"names": ["personality"], "action": "SCMP_ACT_ERRNO",
+             "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}
+        ]
+    });
+    let volume = fixture.dir().join("volume");
+    fs::create_dir_all(&volume)?;
+    bundle.bind(&volume, "/volume", &["ro", "nosuid", "nodev"]);
+    bundle.script("while true; do sleep 1000; done");
+    Ok(bundle)
+}
+
+fn a_bundle_is_verified_before_it_runs(fixture: &Fixture) -> Claim {
+    let mut bundle = confined(fixture)?;
+    bundle.save()?;
+    let dir = bundle.dir().to_string_lossy().into_owned();
+    let (report, code) = verify(fixture, &[&dir])?;
+    ensure_eq!(
+        (rules(&report, "error"), code),
+        (vec![], 0),
+        "a sound bundle; {report}"
+    );
+    ensure!(report["holds"] == true, "{report}");
+    bundle.spec["process"]["capabilities"]["bounding"] = json!(["CAP_SYS_ADMIN"]);
+    bundle.without_namespace("network").save()?;
+    let (report, code) = verify(fixture, &[&dir])?;
+    ensure_eq!(
+        (rules(&report, "error"), code),
+        (vec!["host-namespaces", "capabilities"], 1),
+        "a bundle with two weaknesses; {report}"
+    );
+    ensure_eq!(
+        report["findings"][1]["at"],
+        "process.capabilities.bounding",
+        "the place"
+    );
+    // The administrator may see it otherwise.
+    let policy = fixture.dir().join("own.toml");
+    fs::write(
+        &policy,
+        "extends = \"baseline\"\n[rules.host-namespaces]\nseverity = \"off\"\n\
+         [rules.capabilities]\nallow = [\"CAP_SYS_ADMIN\"]\n",
+    )?;
+    let (report, code) = verify(fixture, &[&dir, "--policy", &policy.to_string_lossy()])?;
+    ensure_eq!(
+        (rules(&report, "error"), code),
+        (vec![], 0),
+        "under another policy; {report}"
+    );
+    Ok(())
+}
+
+fn what_cannot_be_verified_is_an_error(fixture: &Fixture) -> Claim {
+    for (arguments, reason) in [
+        (
+            ["verify", "--live", "no-such"],
+            "container does not exist: no-such",
+        ),
+        (
+            ["verify", "--pid", "2147483647"],
+            "look at process 2147483647: ",
+        ),
+        (
+            ["verify", "--policy", "loose"],
+            "policy \"loose\": give baseline, ",
+        ),
+    ] {
+        let outcome = fixture.call(&arguments)?;
+        ensure_eq!(
+            (outcome.code(), outcome.stdout.as_str()),
+            (2, ""),
+            "{arguments:?}"
+        );
+        ensure!(
+            outcome.stderr.contains(reason),
+            "{arguments:?}: {}",
+            outcome.stderr
+        );
+    }
+    Ok(())
+}
+
+fn a_confined_container_has_what_it_asked_for(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    let id = fixture.id("confined");
+    fixture.start_detached(&bundle, &id)?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    ensure_eq!(
+        (broken(&report), rules(&report, "error"), code),
+        (vec![], vec![], 0),
+        "{report}"
+    );
+    let properties = report["properties"].as_array().ok_or("no properties")?;
+    let unseen: Vec<&Value> = properties
+        .iter()
+        .filter(|one| one["holds"].is_null())
+        .collect();
+    ensure!(unseen.is_empty(), "not seen: {unseen:?}");
+    let is_told = |name: &str| properties.iter().any(|one| one["name"] == name);
+    for name in [
+        "namespace.pid",
+        "seccomp",
+        "capabilities.bounding",
+        "devices",
+        "mount /volume",
+        "pids-limit",
+    ] {
+        ensure!(
+            is_told(name),
+            "{name} is not among the properties: {report}"
+        );
+    }
+    // A machine has a second wall, and that is looked at too.
+    let machine = [
+        "kernel",
+        "jail.seccomp",
+        "jail.capabilities",
+        "jail.directories",
+        "jail.shares",
+    ];
+    for name in machine {
+        ensure_eq!(
+            is_told(name),
+            fixture.model() == Model::Microvm,
+            "whether {name} is told; {report}"
+        );
+    }
+    Ok(())
+}
+
+fn what_changed_while_it_runs_is_found(fixture: &Fixture) -> Claim {
+    let mut bundle = confined(fixture)?;
+    // exec may give rights up to these.
+    bundle.spec["process"]["capabilities"]["bounding"] = json!(["CAP_NET_RAW"]);
+    let id = fixture.id("changed");
+    fixture.start_detached(&bundle, &id)?;
+    let (report, _) = verify(fixture, &["--live", &id])?;
+    ensure_eq!(broken(&report), Vec::<&str>::new(), "before");
+    fixture
+        .call(&["update", &id, "--pids-limit", "64"])?
+        .success()?;
+    let process = fixture.dir().join("process.json");
+    let raw = json!(["CAP_NET_RAW"]);
+    fs::write(
+        &process,
+        json!({
+            "args": ["/bin/sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "noNewPrivileges": false,
+            "capabilities": {"bounding": raw, "effective": raw, "permitted": raw}
+        })
+        .to_string(),
+    )?;
+    let process = process.to_string_lossy().into_owned();
+    let mut exec = fixture.rt(&["exec", "--detach", "--process", &process, &id]);
+    // A detached process keeps its streams: captured pipes would never end.
+    let exec = exec.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    ensure!(exec.success(), "rt exec: {exec}");
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    let mut found = broken(&report);
+    found.sort_unstable();
+    ensure_eq!(
+        (found, code),
+        (
+            vec![
+                "capabilities.effective",
+                "capabilities.permitted",
+                "no-new-privileges",
+                "user"
+            ],
+            1
+        ),
+        "{report}"
+    );
+    // What was asked for in between is what is asked for.
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let limit = properties
+        .into_iter()
+        .find(|one| one["name"] == "pids-limit");
+    let limit = limit.ok_or("no limit of processes")?;
+    ensure_eq!(
+        (&limit["asked"], &limit["found"]),
+        (&json!("64"), &json!("64")),
+        "limit"
+    );
+    Ok(())
+}
+
+fn the_kernel_tells_of_every_weakness(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let given = json!(["CAP_SYS_ADMIN", "CAP_CHOWN"]);
+    bundle.spec["process"]["capabilities"] = json!({
+        "bounding": given, "effective": given, "permitted": given, "inheritable": ["CAP_CHOWN"]
+    });
+    bundle.spec["process"]["noNewPrivileges"] = json!(false);
+    bundle.spec["root"]["readonly"] = json!(false);
+    bundle.spec["linux"]["maskedPaths"] = json!([]);
+    bundle.spec["linux"]["readonlyPaths"] = json!([]);
+    bundle.spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    for mount in bundle.spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys" || mount["destination"] == "/sys/fs/cgroup" {
+            mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+        }
+    }
+    let socket = fixture.dir().join("docker.sock");
+    fs::write(&socket, "")?;
+    bundle.bind(&socket, "/run/docker.sock", &[]);
+    bundle.script("while true; do sleep 1000; done");
+    let id = fixture.id("weak");
+    fixture.start_detached(&bundle, &id)?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    // It has what it asked for, and that is too much.
+    ensure_eq!((broken(&report), code), (vec![], 1), "{report}");
+    ensure_eq!(
+        rules(&report, "error"),
+        vec![
+            "capabilities",
+            "masked-paths",
+            "read-only-paths",
+            "writable-sysfs",
+            "runtime-sockets",
+            "devices"
+        ],
+        "errors; {report}"
+    );
+    let notes = rules(&report, "note");
+    for rule in [
+        "user-namespace",
+        "root-user",
+        "inherited-capabilities",
+        "new-privileges",
+        "writable-root",
+        "pids-limit",
+    ] {
+        ensure!(notes.contains(&rule), "{rule} is not among {notes:?}");
+    }
+    Ok(())
+}
+
+fn a_leaked_descriptor_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    bundle.save()?;
+    let id = fixture.id("leak");
+    let mut rt = fixture.rt(&["run", "--detach", "--preserve-fds", "1", "--bundle"]);
+    rt.arg(bundle.dir()).arg(&id);
+    let mut shell = Command::new("sh");
+    // The container keeps its streams: none of ours may be among them.
+    shell.args(["-c", "exec \"$@\" 3</etc </dev/null >/dev/null 2>&1", "sh"]);
+    shell.arg(rt.get_program()).args(rt.get_args());
+    ensure!(shell.status()?.success(), "rt run failed");
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    ensure_eq!(
+        (rules(&report, "error"), code),
+        (vec!["open-descriptors"], 1),
+        "{report}"
+    );
+    let finding = &report["findings"][0];
+    let at = finding["at"].as_str().unwrap_or_default();
+    ensure!(at.ends_with("/fd/3"), "{finding}");
+    ensure_eq!(
+        finding["what"],
+        "/etc is outside the container",
+        "what is found"
+    );
+    Ok(())
+}
+
+/// A container of another runtime, removed when this is dropped.
+struct Foreign<'a> {
+    runtime: &'a str,
+    root: PathBuf,
+    id: String,
+}
+
+impl Foreign<'_> {
+    fn call(&self, arguments: &[&str]) -> std::io::Result<Outcome> {
+        let mut command = Command::new(self.runtime);
+        finish(command.arg("--root").arg(&self.root).args(arguments), None)
+    }
+
+    /// Starts it, and gives its first process's pid; `None`: that runtime does not run here.
+    fn start(&self, bundle: &Bundle) -> Answer<Option<String>> {
+        bundle.save()?;
+        let mut command = Command::new(self.runtime);
+        command
+            .arg("--root")
+            .arg(&self.root)
+            .args(["run", "--detach", "--bundle"]);
+        let log = self.root.with_extension("log");
+        let file = fs::File::create(&log)?;
+        command.arg(bundle.dir()).arg(&self.id).stdin(Stdio::null());
+        let status = command.stdout(file.try_clone()?).stderr(file).status();
+        if !status.as_ref().is_ok_and(|status| status.success()) {
+            let log = fs::read_to_string(&log)?;
+            println!(
+                "skipped: {} runs no container here: {}",
+                self.runtime,
+                log.trim()
+            );
+            return Ok(None);
+        }
+        let state: Value =
+            serde_json::from_str(&self.call(&["state", &self.id])?.success()?.stdout)?;
+        Ok(Some(state["pid"].to_string()))
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        let _ = self.call(&["delete", "--force", &self.id]);
+    }
+}
+
+fn containers_of_other_runtimes_are_told_truly(fixture: &Fixture) -> Claim {
+    for runtime in ["runc", "crun"] {
+        let container = |name: &str| Foreign {
+            runtime,
+            root: fixture.dir().join(runtime),
+            id: fixture.id(&format!("{runtime}-{name}")),
+        };
+        let sound = container("sound");
+        let mut bundle = confined(fixture)?;
+        // Older ones refuse a version that they do not know.
+        bundle.spec["ociVersion"] = json!("1.0.2");
+        let Some(pid) = sound.start(&bundle)? else {
+            continue;
+        };
+        let dir = bundle.dir().to_string_lossy().into_owned();
+        let (report, _) = verify(fixture, &["--pid", &pid, &dir])?;
+        // On cgroup version 1 runc leaves the directory above the hierarchies writable, though asked not to.
+        let mut differs = broken(&report);
+        differs.retain(|name| *name != "mount /sys/fs/cgroup");
+        ensure_eq!(
+            (differs, rules(&report, "error")),
+            (vec![], vec![]),
+            "{runtime}: {report}"
+        );
+        let weak = container("weak");
+        bundle.without_namespace("network").without_namespace("ipc");
+        bundle.spec["linux"]["maskedPaths"] = json!([]);
+        bundle.spec["process"]["capabilities"]["bounding"] = json!(["CAP_SYS_PTRACE"]);
+        if let Some(linux) = bundle.spec["linux"].as_object_mut() {
+            linux.remove("seccomp");
+        }
+        bundle.bind(Path::new("/etc"), "/host", &["ro"]);
+        let pid = weak
+            .start(&bundle)?
+            .ok_or("the second container does not start")?;
+        let (report, code) = verify(fixture, &["--pid", &pid])?;
+        ensure_eq!(
+            (rules(&report, "error"), code),
+            (
+                vec![
+                    "host-namespaces",
+                    "capabilities",
+                    "masked-paths",
+                    "host-paths"
+                ],
+                1
+            ),
+            "{runtime}: {report}"
+        );
+        ensure!(
+            rules(&report, "warning").contains(&"seccomp"),
+            "{runtime}: {report}"
+        );
+    }
+    Ok(())
+}

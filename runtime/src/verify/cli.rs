@@ -1,0 +1,63 @@
+//! `rt verify` on the command line.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::policy::Policy;
+use super::report::Format;
+use super::{VerifyError, bundle, container, process};
+use crate::lifecycle::Lifecycle;
+
+/// Tell what a bundle gives up of its isolation, or whether a running container has what it asked for
+///
+/// Exits with 0 if the policy is kept and all that was asked for is there, with 1 if not, and with 2 if that could not be
+/// found out.
+#[derive(Clone, clap::Args, Debug)]
+pub struct Args {
+    /// The bundle's directory [default: the current one]; with --live the container's id
+    #[arg(value_name = "BUNDLE|ID", required_if_eq("live", "true"))]
+    subject: Option<String>,
+    /// Look at a running container
+    #[arg(long)]
+    live: bool,
+    /// Look at a process, which any runtime may have made; BUNDLE is then what it was made from
+    #[arg(long, conflicts_with = "live")]
+    pid: Option<i32>,
+    /// The policy: baseline, restricted, rt-strict, or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "baseline")]
+    policy: String,
+    /// The form of the report
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+/// Why the command gave no report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing could be verified.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The report cannot be written.
+    #[error("write the report")]
+    Output(#[from] io::Error),
+}
+
+impl Args {
+    /// Prints the report and returns the exit code.
+    ///
+    /// # Errors
+    /// There is nothing to report on, or `out` cannot be written.
+    pub fn run(&self, lifecycle: &Lifecycle, out: &mut impl Write) -> Result<u8, Error> {
+        let policy = Policy::load(&self.policy).map_err(VerifyError::from)?;
+        let subject = self.subject.as_deref();
+        let report = match (self.pid, subject) {
+            (Some(pid), bundle) => process(pid, bundle.map(Path::new), &policy)?,
+            (None, Some(id)) if self.live => {
+                container(lifecycle, &id.parse().map_err(VerifyError::from)?, &policy)?
+            }
+            (None, directory) => bundle(Path::new(directory.unwrap_or(".")), &policy)?,
+        };
+        out.write_all(report.render(self.format)?.as_bytes())?;
+        Ok(u8::from(!report.holds))
+    }
+}

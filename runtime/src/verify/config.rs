@@ -1,0 +1,329 @@
+//! What a bundle's configuration asks for, as a posture.
+//!
+//! The bundle is hostile: paths in it are looked at (whether they are the host's namespaces or sockets, where symbolic
+//! links lead), never opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxNamespaceType, LinuxResources,
+    Mount as SpecMount, Spec,
+};
+
+use super::filter::Filter;
+use super::posture::{Devices, Fact, IdRange, Mount, Posture, Sharing};
+
+/// The kinds of namespaces other than `user`.
+pub(super) const NAMESPACES: [(&str, LinuxNamespaceType, &str); 7] = [
+    ("pid", LinuxNamespaceType::Pid, "pid"),
+    ("network", LinuxNamespaceType::Network, "net"),
+    ("mount", LinuxNamespaceType::Mount, "mnt"),
+    ("ipc", LinuxNamespaceType::Ipc, "ipc"),
+    ("uts", LinuxNamespaceType::Uts, "uts"),
+    ("cgroup", LinuxNamespaceType::Cgroup, "cgroup"),
+    ("time", LinuxNamespaceType::Time, "time"),
+];
+
+/// The posture of a configuration in the bundle `directory`. `seccomp` is its compiled profile.
+pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
+    let nothing = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&nothing);
+    let process = spec.process().as_ref();
+    let resources = linux.resources().as_ref();
+    let text = |value: Option<&String>| value.filter(|text| !text.is_empty()).cloned();
+    let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    Posture {
+        namespaces: namespaces(linux),
+        user_ids: user_ids(linux),
+        uid: Fact::new(
+            "process.user.uid",
+            process.map_or(0, |process| process.user().uid()),
+        ),
+        capabilities: process
+            .and_then(|process| process.capabilities().as_ref())
+            .map(capabilities)
+            .unwrap_or_default(),
+        no_new_privileges: Fact::new(
+            "process.noNewPrivileges",
+            process.and_then(|process| process.no_new_privileges()) == Some(true),
+        ),
+        seccomp: Fact::new("linux.seccomp", Some(seccomp)),
+        apparmor: Fact::new(
+            "process.apparmorProfile",
+            text(process.and_then(|process| process.apparmor_profile().as_ref())),
+        ),
+        selinux: Fact::new(
+            "process.selinuxLabel",
+            text(process.and_then(|process| process.selinux_label().as_ref())),
+        ),
+        sysctls: sysctls(linux),
+        masked: Fact::new("linux.maskedPaths", paths(linux.masked_paths().as_ref())),
+        read_only: Fact::new(
+            "linux.readonlyPaths",
+            paths(linux.readonly_paths().as_ref()),
+        ),
+        mounts: spec
+            .mounts()
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(index, one)| Fact::new(format!("mounts[{index}]"), mount(directory, one)))
+            .collect(),
+        root: spec.root().as_ref().map(|root| {
+            let path = directory.join(root.path());
+            path.canonicalize().unwrap_or(path)
+        }),
+        root_is_read_only: Fact::new(
+            "root.readonly",
+            spec.root().as_ref().and_then(|root| root.readonly()) == Some(true),
+        ),
+        root_is_shared: Fact::new(
+            "linux.rootfsPropagation",
+            matches!(propagation, "shared" | "rshared"),
+        ),
+        devices: devices(resources),
+        memory_limit: Fact::new(
+            "linux.resources.memory.limit",
+            limit(resources.and_then(|all| all.memory().as_ref()?.limit())),
+        ),
+        pids_limit: Fact::new(
+            "linux.resources.pids.limit",
+            limit(resources.and_then(|all| Some(all.pids().as_ref()?.limit()))),
+        ),
+        has_cpu_limit: Fact::new(
+            "linux.resources.cpu.quota",
+            limit(resources.and_then(|all| all.cpu().as_ref()?.quota())).is_some(),
+        ),
+        hooks: hooks(spec),
+        outside: Vec::new(),
+    }
+}
+
+/// 0 and below are no limit to Go's clients.
+fn limit(value: Option<i64>) -> Option<u64> {
+    value
+        .and_then(|value| u64::try_from(value).ok())
+        .filter(|value| *value > 0)
+}
+
+fn paths(list: Option<&Vec<String>>) -> Vec<PathBuf> {
+    list.into_iter().flatten().map(PathBuf::from).collect()
+}
+
+fn namespaces(linux: &Linux) -> BTreeMap<&'static str, Fact<Sharing>> {
+    let listed: Vec<_> = linux.namespaces().iter().flatten().collect();
+    let kinds = NAMESPACES.into_iter();
+    let fact = |(name, kind, file): (&'static str, LinuxNamespaceType, &str)| {
+        let found = listed.iter().position(|one| one.typ() == kind);
+        let fact = match found {
+            None => Fact::new("linux.namespaces", Sharing::Host),
+            Some(index) => {
+                let path = listed[index].path().as_deref();
+                let is_host = path
+                    .filter(|path| !path.as_os_str().is_empty())
+                    .is_some_and(|path| is_of_the_host(path, file));
+                let sharing = if is_host { Sharing::Host } else { Sharing::Own };
+                let suffix = if is_host { ".path" } else { "" };
+                Fact::new(format!("linux.namespaces[{index}]{suffix}"), sharing)
+            }
+        };
+        (name, fact)
+    };
+    kinds.map(fact).collect()
+}
+
+/// Whether a namespace's path is the namespace of the host's first process, or ours. One that is not there yet is made
+/// by somebody for the container.
+fn is_of_the_host(path: &Path, file: &str) -> bool {
+    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{file}"));
+    let hosts = ["1", "self", "thread-self"].map(of);
+    let id = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path)
+            .ok()
+            .map(|file| (file.dev(), file.ino()))
+    };
+    let own = id(path);
+    hosts
+        .iter()
+        .any(|host| path == host || (own.is_some() && own == id(host)))
+}
+
+fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
+    let user = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .position(|one| one.typ() == LinuxNamespaceType::User);
+    let Some(index) = user else {
+        return Fact::new("linux.namespaces", None);
+    };
+    let ranges: Vec<IdRange> = linux
+        .uid_mappings()
+        .iter()
+        .flatten()
+        .map(|range| IdRange {
+            inside: range.container_id(),
+            outside: range.host_id(),
+            size: range.size(),
+        })
+        .collect();
+    if !ranges.is_empty() {
+        return Fact::new("linux.uidMappings", Some(ranges));
+    }
+    let path = linux
+        .namespaces()
+        .as_ref()
+        .and_then(|all| all[index].path().as_deref());
+    let at = format!("linux.namespaces[{index}].path");
+    // Whose ids these are is known when it is joined; that it is the host's can be seen now.
+    let is_host = path.is_some_and(|path| is_of_the_host(path, "user"));
+    Fact::new(at, (!is_host).then(Vec::new))
+}
+
+fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeSet<String>>> {
+    let sets = [
+        ("bounding", given.bounding()),
+        ("effective", given.effective()),
+        ("permitted", given.permitted()),
+        ("inheritable", given.inheritable()),
+        ("ambient", given.ambient()),
+    ];
+    sets.into_iter()
+        .map(|(set, given)| {
+            let names = given
+                .iter()
+                .flatten()
+                .map(|one| format!("CAP_{one}"))
+                .collect();
+            (set, Fact::new(format!("process.capabilities.{set}"), names))
+        })
+        .collect()
+}
+
+fn sysctls(linux: &Linux) -> Vec<Fact<String>> {
+    let mut names: Vec<&String> = linux
+        .sysctl()
+        .iter()
+        .flatten()
+        .map(|(name, _)| name)
+        .collect();
+    names.sort();
+    let fact = |name: &String| {
+        // Slashes and dots stand for each other in the name of a parameter.
+        Fact::new(format!("linux.sysctl[{name:?}]"), name.replace('/', "."))
+    };
+    names.into_iter().map(fact).collect()
+}
+
+fn mount(directory: &Path, given: &SpecMount) -> Mount {
+    let options: Vec<&str> = given
+        .options()
+        .iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    let kind = given.typ().as_deref().unwrap_or_default();
+    let is_bind = kind == "bind" || options.iter().any(|one| matches!(*one, "bind" | "rbind"));
+    // A disk is a path of the host too; `proc`, `tmpfs` and their like name nothing.
+    let source = given
+        .source()
+        .as_deref()
+        .filter(|source| is_bind || source.is_absolute());
+    // The last of two options that exclude each other counts.
+    let is_set = |on: &[&str], off: &[&str]| {
+        let last = options
+            .iter()
+            .rev()
+            .find(|one| on.contains(one) || off.contains(one));
+        last.is_some_and(|one| on.contains(one))
+    };
+    Mount {
+        destination: given.destination().clone(),
+        kind: if is_bind { "bind" } else { kind }.to_owned(),
+        source: source.map(|source| {
+            let path = directory.join(source);
+            path.canonicalize().unwrap_or(path)
+        }),
+        is_read_only: is_set(&["ro", "rro"], &["rw", "rrw"]),
+        is_nosuid: is_set(&["nosuid", "rnosuid"], &["suid", "rsuid"]),
+        is_nodev: is_set(&["nodev", "rnodev"], &["dev", "rdev"]),
+        is_shared: is_set(
+            &["shared", "rshared"],
+            &[
+                "private",
+                "rprivate",
+                "slave",
+                "rslave",
+                "unbindable",
+                "runbindable",
+            ],
+        ),
+    }
+}
+
+/// What the rules allow in the end: one overrides those before it.
+fn devices(resources: Option<&LinuxResources>) -> Vec<Fact<Devices>> {
+    let mut allowed: Vec<Fact<Devices>> = Vec::new();
+    let rules = resources.and_then(|all| all.devices().as_ref());
+    for (index, rule) in rules.into_iter().flatten().enumerate() {
+        let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
+        let devices = Devices {
+            kind: match rule.typ().unwrap_or_default() {
+                LinuxDeviceType::B => 'b',
+                LinuxDeviceType::C | LinuxDeviceType::U => 'c',
+                _ => 'a',
+            },
+            major: number(rule.major()),
+            minor: number(rule.minor()),
+            access: rule.access().clone().unwrap_or_else(|| "rwm".to_owned()),
+        };
+        if rule.allow() {
+            allowed.push(Fact::new(
+                format!("linux.resources.devices[{index}]"),
+                devices,
+            ));
+            continue;
+        }
+        for fact in &mut allowed {
+            let numbers = Devices {
+                access: fact.value.access.clone(),
+                ..devices.clone()
+            };
+            if numbers.cover(&fact.value) {
+                fact.value
+                    .access
+                    .retain(|letter| !devices.access.contains(letter));
+            }
+        }
+        allowed.retain(|fact| !fact.value.access.is_empty());
+    }
+    allowed
+}
+
+fn hooks(spec: &Spec) -> Vec<Fact<String>> {
+    let Some(all) = spec.hooks() else {
+        return Vec::new();
+    };
+    // `createContainer` and `startContainer` run in the container's namespaces.
+    let kinds: [(&str, &Option<Vec<Hook>>); 5] = [
+        ("prestart", all.prestart()),
+        ("createRuntime", all.create_runtime()),
+        ("createContainer", all.create_container()),
+        ("poststart", all.poststart()),
+        ("poststop", all.poststop()),
+    ];
+    kinds
+        .into_iter()
+        .flat_map(|(kind, hooks)| {
+            let hooks = hooks.iter().flatten().enumerate();
+            hooks.map(move |(index, hook)| {
+                Fact::new(
+                    format!("hooks.{kind}[{index}]"),
+                    hook.path().display().to_string(),
+                )
+            })
+        })
+        .collect()
+}

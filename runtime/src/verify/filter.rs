@@ -1,0 +1,252 @@
+//! A seccomp filter's answers: the kernel's classic BPF, run on the system calls that one wants to know about.
+//!
+//! The programs come from a bundle's profile, or from the kernel, which has checked them. Either way a program cannot do
+//! more here than answer: jumps go forward only, and what is malformed kills the process, as the kernel has it.
+
+/// A system call as the kernel shows it to a filter (`struct seccomp_data`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Its number, in the architecture's numbering.
+    pub number: u32,
+    /// `AUDIT_ARCH_X86_64` or another.
+    pub architecture: u32,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+/// What a filter says (`SECCOMP_RET_*`); the first that applies of several filters' answers is the strictest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// The process ends.
+    KillProcess,
+    /// The thread ends.
+    KillThread,
+    /// SIGSYS.
+    Trap,
+    /// An errno.
+    Errno(u16),
+    /// Another process decides.
+    Notify,
+    /// A tracer decides.
+    Trace,
+    /// It goes on, and is logged.
+    Log,
+    /// It goes on.
+    Allow,
+}
+
+impl Answer {
+    fn of(value: u32) -> Self {
+        match value & 0xFFFF_0000 {
+            libc::SECCOMP_RET_KILL_THREAD => Self::KillThread,
+            libc::SECCOMP_RET_TRAP => Self::Trap,
+            libc::SECCOMP_RET_ERRNO => Self::Errno(value as u16),
+            libc::SECCOMP_RET_USER_NOTIF => Self::Notify,
+            libc::SECCOMP_RET_TRACE => Self::Trace,
+            libc::SECCOMP_RET_LOG => Self::Log,
+            libc::SECCOMP_RET_ALLOW => Self::Allow,
+            _ => Self::KillProcess,
+        }
+    }
+
+    /// Whether the call takes place, or may: what another process decides counts as allowed.
+    pub fn lets_through(self) -> bool {
+        matches!(self, Self::Notify | Self::Log | Self::Allow)
+    }
+}
+
+/// A filter program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// A program as the kernel takes it.
+    pub fn new(program: Vec<libc::sock_filter>) -> Self {
+        Self(program)
+    }
+
+    /// What it says to a call.
+    pub fn answer(&self, call: &Call) -> Answer {
+        self.run(call).map_or(Answer::KillProcess, Answer::of)
+    }
+
+    /// `None`: the program is malformed. (`linux/bpf_common.h`, and what kernel/seccomp.c takes of it.)
+    fn run(&self, call: &Call) -> Option<u32> {
+        let (mut a, mut x) = (0_u32, 0_u32);
+        let mut memory = [0_u32; 16];
+        let mut at = 0_usize;
+        loop {
+            let libc::sock_filter { code, jt, jf, k } = *self.0.get(at)?;
+            at += 1;
+            let operand = if code & 0x08 == 0 { k } else { x };
+            match code & 0x07 {
+                // Load into the accumulator, or into the index register.
+                class @ (0x00 | 0x01) => {
+                    let value = match code & 0xE0 {
+                        0x00 => k,
+                        0x20 if class == 0x00 => call.word(k)?,
+                        0x60 => *memory.get(k as usize)?,
+                        0x80 => SECCOMP_DATA_SIZE,
+                        _ => return None,
+                    };
+                    *(if class == 0x00 { &mut a } else { &mut x }) = value;
+                }
+                0x02 => *memory.get_mut(k as usize)? = a,
+                0x03 => *memory.get_mut(k as usize)? = x,
+                0x04 => {
+                    a = match code & 0xF0 {
+                        0x00 => a.wrapping_add(operand),
+                        0x10 => a.wrapping_sub(operand),
+                        0x20 => a.wrapping_mul(operand),
+                        0x30 => a.checked_div(operand)?,
+                        0x40 => a | operand,
+                        0x50 => a & operand,
+                        0x60 => a.checked_shl(operand)?,
+                        0x70 => a.checked_shr(operand)?,
+                        0x80 => a.wrapping_neg(),
+                        0xA0 => a ^ operand,
+                        _ => return None,
+                    }
+                }
+                0x05 => {
+                    let holds = match code & 0xF0 {
+                        0x00 => {
+                            at = at.checked_add(k as usize)?;
+                            continue;
+                        }
+                        0x10 => a == operand,
+                        0x20 => a > operand,
+                        0x30 => a >= operand,
+                        0x40 => a & operand != 0,
+                        _ => return None,
+                    };
+                    at += usize::from(if holds { jt } else { jf });
+                }
+                0x06 => return Some(if code & 0x18 == 0x10 { a } else { k }),
+                _ if code & 0xF8 == 0x00 => x = a,
+                _ => a = x,
+            }
+        }
+    }
+}
+
+/// `sizeof(struct seccomp_data)`.
+const SECCOMP_DATA_SIZE: u32 = 64;
+
+impl Call {
+    /// A call without arguments.
+    pub fn new(architecture: u32, number: u32) -> Self {
+        Self {
+            number,
+            architecture,
+            arguments: [0; 6],
+        }
+    }
+
+    /// The word at `offset` of the kernel's structure.
+    fn word(&self, offset: u32) -> Option<u32> {
+        let half = |value: u64, is_upper: bool| (value >> (32 * u32::from(is_upper))) as u32;
+        match offset {
+            0 => Some(self.number),
+            4 => Some(self.architecture),
+            // The instruction pointer: no filter of ours asks for it.
+            8 | 12 => Some(0),
+            16..SECCOMP_DATA_SIZE if offset.is_multiple_of(4) => {
+                let word = (offset - 16) / 4;
+                Some(half(self.arguments[word as usize / 2], word % 2 == 1))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What several filters say together: the strictest answer; without any, everything is allowed.
+pub fn answer(filters: &[Filter], call: &Call) -> Answer {
+    let answers = filters.iter().map(|filter| filter.answer(call));
+    answers.min().unwrap_or(Answer::Allow)
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{AUDIT_ARCH_I386 as I386, AUDIT_ARCH_X86_64 as X86_64};
+
+    use super::*;
+
+    fn filter(program: &[(u16, u8, u8, u32)]) -> Filter {
+        let instruction = |(code, jt, jf, k): &(u16, u8, u8, u32)| libc::sock_filter {
+            code: *code,
+            jt: *jt,
+            jf: *jf,
+            k: *k,
+        };
+        Filter::new(program.iter().map(instruction).collect())
+    }
+
+    #[test]
+    fn a_filter_answers_by_number_and_argument() {
+        // Call 5 is allowed if the upper half of its second argument is 7.
+        let program = filter(&[
+            (0x20, 0, 0, 4),
+            (0x15, 0, 4, X86_64),
+            (0x20, 0, 0, 0),
+            (0x15, 0, 2, 5),
+            (0x20, 0, 0, 28),
+            (0x15, 1, 0, 7),
+            (0x06, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
+            (0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ]);
+        let mut call = Call::new(X86_64, 5);
+        assert_eq!(program.answer(&call), Answer::Errno(1));
+        call.arguments[1] = 7 << 32;
+        assert_eq!(program.answer(&call), Answer::Allow);
+        call.architecture = I386;
+        assert_eq!(program.answer(&call), Answer::Errno(1));
+    }
+
+    #[test]
+    fn the_strictest_of_several_filters_counts() {
+        let all = filter(&[(0x06, 0, 0, libc::SECCOMP_RET_ALLOW)]);
+        let none = filter(&[(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | 38)]);
+        let call = Call::new(X86_64, 1);
+        assert_eq!(answer(&[], &call), Answer::Allow);
+        assert_eq!(answer(&[all, none], &call), Answer::Errno(38));
+    }
+
+    #[test]
+    fn a_malformed_program_allows_nothing() {
+        for program in [
+            &[][..],
+            &[(0x05, 0, 0, u32::MAX)],
+            &[(0x34, 0, 0, 0)],
+            &[(0x20, 0, 0, 62)],
+            &[(0x60, 0, 0, 16)],
+            &[(0xFFFF, 0, 0, 0)],
+        ] {
+            let answer = filter(program).answer(&Call::new(X86_64, 0));
+            assert_eq!(answer, Answer::KillProcess, "{program:?}");
+        }
+    }
+
+    #[test]
+    fn both_registers_and_the_memory_compute() {
+        let program = filter(&[
+            (0x00, 0, 0, 100),
+            (0x07, 0, 0, 0),
+            (0x00, 0, 0, 7),
+            (0x0C, 0, 0, 0), // 107
+            (0x24, 0, 0, 3), // 321
+            (0x64, 0, 0, 2), // 1284
+            (0x74, 0, 0, 1), // 642
+            (0xA4, 0, 0, 2), // 640
+            (0x44, 0, 0, 1), // 641
+            (0x02, 0, 0, 3),
+            (0x87, 0, 0, 0),
+            (0x60, 0, 0, 3),
+            (0x1C, 0, 0, 0), // 541
+            (0x15, 0, 1, 541),
+            (0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+            (0x06, 0, 0, libc::SECCOMP_RET_KILL_THREAD),
+        ]);
+        assert_eq!(program.answer(&Call::new(X86_64, 0)), Answer::Allow);
+    }
+}

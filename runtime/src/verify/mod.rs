@@ -1,0 +1,346 @@
+//! `rt verify`: whether a bundle keeps a policy, before it runs, and whether the isolation of a running container is the
+//! one that was asked for, from what the kernel says.
+//!
+//! The bundle and the container are hostile: they are looked at, never run, and what is quoted of them is made printable.
+//! The policy and the host are trusted.
+
+pub mod cli;
+mod config;
+mod conformance;
+mod filter;
+mod jail;
+mod lint;
+mod live;
+pub mod policy;
+mod posture;
+mod report;
+mod rules;
+
+use std::path::Path;
+
+use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
+use serde::Serialize;
+
+use crate::bundle::{BundleError, Draft};
+use crate::error_chain;
+use crate::id::{ContainerId, IdError};
+use crate::isolation::Model;
+use crate::lifecycle::{self, Lifecycle};
+
+use conformance::Property;
+use filter::Filter;
+use policy::{Policy, PolicyError, Severity};
+use posture::Posture;
+use rules::{Rule, Weakness};
+
+/// Why nothing could be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The policy cannot be used.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// There is no configuration to read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// There is no such container.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// The container does not run, or cannot be looked at.
+    #[error(transparent)]
+    Lifecycle(#[from] lifecycle::Error),
+    /// The process cannot be looked at.
+    #[error("look at process {pid}")]
+    Process {
+        /// As given.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: engine::Error,
+    },
+}
+
+/// A rule that does not hold somewhere. The field names are those of the JSON, and stable.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// The rule's name.
+    pub rule: &'static str,
+    /// How much it counts under the policy.
+    pub severity: Severity,
+    /// The JSON path in `config.json`, or the file of the kernel.
+    pub at: String,
+    /// What is there.
+    pub what: String,
+    /// What can happen.
+    pub why: &'static str,
+    /// What to do.
+    pub fix: &'static str,
+    /// Where to read more.
+    pub reference: &'static str,
+}
+
+/// What was found. The field names are those of the JSON, and stable.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Report {
+    /// What was looked at: a file, a container or a process.
+    pub subject: String,
+    /// The policy's name, or the path of its file.
+    pub policy: String,
+    /// Whether there is no finding that counts as an error, and no property that does not hold.
+    pub holds: bool,
+    /// What was asked for and what is there, of something that runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub properties: Vec<Property>,
+    /// The rules that were asked.
+    pub rules: Vec<&'static str>,
+    /// The worst first.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// How many findings count so much.
+    fn count(&self, severity: Severity) -> usize {
+        let findings = self.findings.iter();
+        findings.filter(|one| one.severity == severity).count()
+    }
+}
+
+/// Looks at the bundle in `directory`.
+///
+/// # Errors
+/// There is no configuration that can be read. One that is wrong is a finding.
+pub fn bundle(directory: &Path, policy: &Policy) -> Result<Report, VerifyError> {
+    let mut examination = Examination::new(policy);
+    let path = match Draft::read(directory) {
+        Ok(draft) => {
+            examination.draft(&draft);
+            draft.path
+        }
+        Err(error) => {
+            let path = match &error {
+                BundleError::Syntax { path, .. }
+                | BundleError::Value { path, .. }
+                | BundleError::Invalid { path, .. } => path.clone(),
+                _ => return Err(error.into()),
+            };
+            examination.note(rules::SPECIFICATION, [weakness_of(&error)]);
+            path
+        }
+    };
+    Ok(examination.report(&path.to_string_lossy()))
+}
+
+/// Looks at a running container, and at the VMM process of a microVM.
+///
+/// # Errors
+/// It does not run, or cannot be looked at.
+pub fn container(
+    lifecycle: &Lifecycle,
+    id: &ContainerId,
+    policy: &Policy,
+) -> Result<Report, VerifyError> {
+    let seen = lifecycle.observe(id)?;
+    let mut examination = Examination::new(policy);
+    let mut found = live::posture(&seen.observation);
+    let asked = asked(&seen.bundle, &seen.spec);
+    let compared = conformance::compare(&seen.spec, &asked, &found);
+    if seen.isolation == Model::Microvm {
+        let vmm = engine::observation::observe(Pid::from_raw(seen.pid), &[]);
+        let vmm = vmm.map_err(|source| VerifyError::Process {
+            pid: seen.pid,
+            source,
+        })?;
+        let machine = live::posture(&vmm);
+        examination.properties = jail::properties(&vmm, &machine, &seen.observation, &asked);
+        // What the guest takes for the host is the guest; the host's paths are those that the machine was given.
+        found.replace_sources(machine.mounts);
+    }
+    examination.properties.extend(compared);
+    examination.judge(&found);
+    Ok(examination.report(&format!("{} {id} (process {})", seen.isolation, seen.pid)))
+}
+
+/// Looks at the process `pid`, which any runtime may have made, from the configuration in `bundle`.
+///
+/// # Errors
+/// It cannot be looked at, or the bundle is wrong.
+pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Report, VerifyError> {
+    let seen = engine::observation::observe(Pid::from_raw(pid), &[])
+        .map_err(|source| VerifyError::Process { pid, source })?;
+    let draft = bundle.map(Draft::read).transpose()?;
+    let mut examination = Examination::new(policy);
+    let found = live::posture(&seen);
+    if let Some(draft) = draft {
+        let asked = asked(&draft.dir, &draft.spec);
+        examination.properties = conformance::compare(&draft.spec, &asked, &found);
+    }
+    examination.judge(&found);
+    Ok(examination.report(&format!("process {pid}")))
+}
+
+/// The posture that a running container's configuration asked for.
+fn asked(directory: &Path, spec: &Spec) -> Posture {
+    let linux = spec.linux().as_ref();
+    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    // It was compiled when the container was made.
+    let program = profile.and_then(|profile| engine::compile_seccomp(profile).ok());
+    let filters = program.into_iter().map(Filter::new).collect();
+    config::posture(directory, spec, filters)
+}
+
+/// Findings as they come.
+struct Examination<'a> {
+    policy: &'a Policy,
+    properties: Vec<Property>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Examination<'a> {
+    fn new(policy: &'a Policy) -> Self {
+        Self {
+            policy,
+            properties: Vec::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    fn draft(&mut self, draft: &Draft) {
+        let problem = draft.problem.as_ref().map(weakness_of);
+        let mut wrong: Vec<Weakness> = problem.into_iter().collect();
+        for one in lint::contradictions(&draft.spec) {
+            if wrong.iter().all(|known| known.at != one.at) {
+                wrong.push(one);
+            }
+        }
+        let is_wrong = !wrong.is_empty();
+        self.note(rules::SPECIFICATION, wrong);
+        self.note(
+            rules::UNKNOWN_PROPERTY,
+            lint::unknown_properties(&draft.json),
+        );
+        let linux = draft.spec.linux().as_ref();
+        let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+        let mut refused = engine::validate(&draft.spec).err();
+        let seccomp = match profile.map(engine::compile_seccomp) {
+            None => Vec::new(),
+            Some(Ok(program)) => vec![Filter::new(program)],
+            Some(Err(error)) => {
+                refused = refused.or(Some(error));
+                // One that cannot be made lets nothing through.
+                vec![Filter::new(Vec::new())]
+            }
+        };
+        self.judge(&config::posture(&draft.dir, &draft.spec, seccomp));
+        let refused = refused.map(|error| match error {
+            engine::Error::Unsupported { path, reason } => Weakness::new(path, reason),
+            other => Weakness::new("", error_chain(&other)),
+        });
+        // What is found already need not be said twice; a text that is wrong is refused by everybody. What is said of the
+        // whole file depends on what exists now, as a namespace's path.
+        let is_known = |one: &Weakness| {
+            let mut findings = self.findings.iter();
+            one.at == "config.json" || findings.any(|known| known.at == one.at)
+        };
+        let refused = refused.filter(|one| !is_wrong && !is_known(one));
+        self.note(rules::UNSUPPORTED, refused);
+    }
+
+    fn judge(&mut self, posture: &Posture) {
+        for rule in &rules::ALL {
+            if let Some((_, setting)) = self.policy.setting(rule.id) {
+                let weaknesses = (rule.judge)(posture, setting);
+                self.note(rule.id, weaknesses);
+            }
+        }
+    }
+
+    fn note(&mut self, id: &str, weaknesses: impl IntoIterator<Item = Weakness>) {
+        let Some((rule, (severity, _))) = rules::find(id).zip(self.policy.setting(id)) else {
+            return;
+        };
+        let Rule {
+            why,
+            fix,
+            reference,
+            ..
+        } = *rule;
+        let findings = weaknesses.into_iter().map(|one| Finding {
+            rule: rule.id,
+            severity,
+            at: printable(&one.at),
+            what: printable(&one.what),
+            why,
+            fix,
+            reference,
+        });
+        self.findings.extend(findings);
+    }
+
+    fn report(mut self, subject: &str) -> Report {
+        // Stable: within a severity in the order of the rules.
+        self.findings
+            .sort_by_key(|one| std::cmp::Reverse(one.severity));
+        let asked = rules::ALL.iter().map(|rule| rule.id);
+        let is_kept = self
+            .findings
+            .iter()
+            .all(|one| one.severity != Severity::Error)
+            && self.properties.iter().all(|one| one.holds != Some(false));
+        let properties = self.properties.into_iter().map(|one| Property {
+            name: printable(&one.name),
+            asked: printable(&one.asked),
+            found: printable(&one.found),
+            at: printable(&one.at),
+            ..one
+        });
+        Report {
+            subject: printable(subject),
+            policy: self.policy.name.clone(),
+            holds: is_kept,
+            rules: asked
+                .filter(|id| self.policy.setting(id).is_some())
+                .collect(),
+            properties: properties.collect(),
+            findings: self.findings,
+        }
+    }
+}
+
+/// A bundle's error as its place and what is there.
+fn weakness_of(error: &BundleError) -> Weakness {
+    match error {
+        BundleError::Value { at, source, .. } => Weakness::new(at, source.to_string()),
+        BundleError::Missing { property, .. } => Weakness::new(*property, "it is missing"),
+        BundleError::Invalid {
+            property, problem, ..
+        } => Weakness::new(*property, format!("it {problem}")),
+        BundleError::Version { version, .. } => Weakness::new(
+            "ociVersion",
+            format!("{version:?}: versions 1.x are supported"),
+        ),
+        BundleError::Rootfs { rootfs, source, .. } => {
+            Weakness::new("root.path", format!("{}: {source}", rootfs.display()))
+        }
+        BundleError::Syntax { source, .. } => {
+            Weakness::new(".", format!("it is no JSON: {source}"))
+        }
+        other => Weakness::new(".", error_chain(other)),
+    }
+}
+
+/// Control characters of a hostile bundle would be commands to a terminal, and are not allowed in XML.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        let is_safe = !character.is_control() && !matches!(character, '\u{FFFE}' | '\u{FFFF}');
+        if is_safe {
+            printable.push(character);
+        } else {
+            printable.extend(character.escape_default());
+        }
+    }
+    printable
+}
+
+#[cfg(test)]
+mod tests;

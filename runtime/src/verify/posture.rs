@@ -1,0 +1,232 @@
+//! What a container may do, in a form that does not tell whether its configuration or the kernel says so: the rules judge
+//! both alike.
+//!
+//! Nothing here is trusted or checked: it is what somebody said, with the place where it was read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::filter::Filter;
+
+/// Something that was read, and where: a JSON path of `config.json`, or a file of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact<T> {
+    /// The place.
+    pub at: String,
+    /// What it says.
+    pub value: T,
+}
+
+impl<T> Fact<T> {
+    /// `value`, read at `at`.
+    pub fn new(at: impl Into<String>, value: T) -> Self {
+        Self {
+            at: at.into(),
+            value,
+        }
+    }
+}
+
+/// Whose namespace it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Not the host's; it may be shared with other containers.
+    Own,
+    /// The host's.
+    Host,
+}
+
+/// A range of user ids (user_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first id in the container.
+    pub inside: u32,
+    /// The same user's id on the host.
+    pub outside: u32,
+    /// How many there are.
+    pub size: u32,
+}
+
+/// A mount of the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is, in the container.
+    pub destination: PathBuf,
+    /// The type of file system; `bind` where that is the source's.
+    pub kind: String,
+    /// The path on the host, for a bind mount.
+    pub source: Option<PathBuf>,
+    /// Nothing can be written through it.
+    pub is_read_only: bool,
+    /// Set-user-id programs have no effect.
+    pub is_nosuid: bool,
+    /// Device nodes have no effect.
+    pub is_nodev: bool,
+    /// What is mounted in it appears on the host too.
+    pub is_shared: bool,
+}
+
+/// Devices that may be used, as the devices cgroup of version 1 writes them: `c 1:3 rwm`, with `*` for any number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// `b`, `c`, or `a` for both.
+    pub kind: char,
+    /// None: any.
+    pub major: Option<u32>,
+    /// None: any.
+    pub minor: Option<u32>,
+    /// Some of `rwm`.
+    pub access: String,
+}
+
+impl Devices {
+    /// Whether all of `other` are among these.
+    pub fn cover(&self, other: &Self) -> bool {
+        let covers = |own: Option<u32>, other: Option<u32>| own.is_none() || own == other;
+        (self.kind == 'a' || self.kind == other.kind)
+            && covers(self.major, other.major)
+            && covers(self.minor, other.minor)
+            && other
+                .access
+                .chars()
+                .all(|letter| self.access.contains(letter))
+    }
+}
+
+impl std::str::FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (kind, rest) = text.split_once(' ')?;
+            let (numbers, access) = rest.split_once(' ')?;
+            let (major, minor) = numbers.split_once(':')?;
+            let number = |text: &str| match text {
+                "*" => Some(None),
+                number => number.parse().ok().map(Some),
+            };
+            let is_access =
+                !access.is_empty() && access.chars().all(|letter| "rwm".contains(letter));
+            Some(Self {
+                kind: kind
+                    .parse()
+                    .ok()
+                    .filter(|kind| "abc".contains(*kind) && is_access)?,
+                major: number(major)?,
+                minor: number(minor)?,
+                access: access.to_owned(),
+            })
+        };
+        parse().ok_or_else(|| format!("{text:?} is not of the form \"c 1:3 rwm\""))
+    }
+}
+
+impl std::fmt::Display for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number =
+            |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+        let (major, minor) = (number(self.major), number(self.minor));
+        write!(f, "{} {major}:{minor} {}", self.kind, self.access)
+    }
+}
+
+/// What a container may do.
+#[derive(Clone, Debug)]
+pub struct Posture {
+    /// Namespaces by the specification's names for them, all but `user`.
+    pub namespaces: BTreeMap<&'static str, Fact<Sharing>>,
+    /// The user ids of its user namespace, as far as they are known; `None`: it has the host's.
+    pub user_ids: Fact<Option<Vec<IdRange>>>,
+    /// The user that it runs as, an id in the container.
+    pub uid: Fact<u32>,
+    /// Capabilities by the specification's names for the sets, as `CAP_CHOWN`.
+    pub capabilities: BTreeMap<&'static str, Fact<BTreeSet<String>>>,
+    /// Whether execve(2) can give no rights.
+    pub no_new_privileges: Fact<bool>,
+    /// The seccomp filters; each must allow a call. `None`: there are some, of which nothing is known.
+    pub seccomp: Fact<Option<Vec<Filter>>>,
+    /// The AppArmor profile.
+    pub apparmor: Fact<Option<String>>,
+    /// The SELinux label, `user:role:type:level`.
+    pub selinux: Fact<Option<String>>,
+    /// Kernel parameters that it sets.
+    pub sysctls: Vec<Fact<String>>,
+    /// Paths that cannot be read or are not there.
+    pub masked: Fact<Vec<PathBuf>>,
+    /// Paths below which nothing can be written.
+    pub read_only: Fact<Vec<PathBuf>>,
+    /// Mounts, in their order, without the root.
+    pub mounts: Vec<Fact<Mount>>,
+    /// The root file system's path on the host, where it is known.
+    pub root: Option<PathBuf>,
+    /// Whether the root file system is read-only.
+    pub root_is_read_only: Fact<bool>,
+    /// Whether what is mounted in the root file system appears on the host.
+    pub root_is_shared: Fact<bool>,
+    /// Devices that may be used.
+    pub devices: Vec<Fact<Devices>>,
+    /// Bytes.
+    pub memory_limit: Fact<Option<u64>>,
+    /// Processes and threads.
+    pub pids_limit: Fact<Option<u64>>,
+    /// Whether its processor time is limited.
+    pub has_cpu_limit: Fact<bool>,
+    /// Programs that run on the host for it.
+    pub hooks: Vec<Fact<String>>,
+    /// What its processes hold open outside its mounts.
+    pub outside: Vec<Fact<String>>,
+}
+
+impl Posture {
+    /// Takes what the mounts show from `given`, mounts outside of the container: it cannot see where they are from.
+    pub fn replace_sources(&mut self, given: Vec<Fact<Mount>>) {
+        for mount in &mut self.mounts {
+            mount.value.source = None;
+        }
+        let given = given
+            .into_iter()
+            .filter(|mount| mount.value.source.is_some());
+        self.mounts.extend(given);
+    }
+
+    /// The mount that a path of the container is in, if it is not in the root file system.
+    pub fn mount_of(&self, path: &Path) -> Option<&Fact<Mount>> {
+        let mut found: Option<&Fact<Mount>> = None;
+        for mount in &self.mounts {
+            let destination = &mount.value.destination;
+            let is_nearer = found.is_none_or(|found| {
+                destination.as_os_str().len() >= found.value.destination.as_os_str().len()
+            });
+            if path.starts_with(destination) && is_nearer {
+                found = Some(mount);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The posture of an empty configuration.
+    pub fn nothing() -> Posture {
+        let spec = serde_json::json!({"ociVersion": "1.2.0", "root": {"path": "rootfs"}});
+        let spec = serde_json::from_value(spec).unwrap();
+        super::super::config::posture(Path::new("/b"), &spec, Vec::new())
+    }
+
+    #[test]
+    fn devices_cover_those_that_they_name() {
+        let devices = |text: &str| text.parse::<Devices>().unwrap();
+        assert!(devices("c 1:* rwm").cover(&devices("c 1:3 rw")));
+        assert!(devices("a *:* rwm").cover(&devices("b 8:0 r")));
+        assert!(!devices("c 1:3 rw").cover(&devices("c 1:3 rwm")));
+        assert!(!devices("c 1:3 rwm").cover(&devices("c 1:* rwm")));
+        assert!(!devices("b *:* rwm").cover(&devices("a *:* m")));
+        assert_eq!(devices("b 8:* r").to_string(), "b 8:* r");
+        for wrong in ["", "c", "c 1:3", "d 1:3 r", "c 1 r", "c 1:3 x", "c -1:3 r"] {
+            assert!(wrong.parse::<Devices>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The forms of a report: text for a person, JSON for a program, SARIF and JUnit for CI.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use quick_xml::Writer;
+use quick_xml::events::BytesText;
+use serde_json::{Value, json};
+
+use super::conformance::Property;
+use super::policy::Severity;
+use super::{Report, rules};
+
+/// The form of a report.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// For a person
+    Text,
+    /// For a program
+    Json,
+    /// SARIF 2.1.0, for what shows findings beside the source
+    Sarif,
+    /// JUnit's XML, a test case for each rule
+    Junit,
+}
+
+impl Report {
+    /// The report in a form, with its last line's end.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn render(&self, format: Format) -> io::Result<String> {
+        let mut text = match format {
+            Format::Text => return Ok(self.text()),
+            Format::Json => serde_json::to_string_pretty(self)?,
+            Format::Sarif => serde_json::to_string_pretty(&self.sarif())?,
+            Format::Junit => self.junit()?,
+        };
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// What was asked for and is not there.
+    fn broken(&self) -> impl Iterator<Item = &Property> {
+        self.properties
+            .iter()
+            .filter(|one| one.holds == Some(false))
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{} under the policy {}\n", self.subject, self.policy);
+        let width = self
+            .properties
+            .iter()
+            .map(|one| one.name.len())
+            .max()
+            .unwrap_or_default();
+        for one in &self.properties {
+            let holds = match one.holds {
+                Some(true) => "holds",
+                Some(false) => "BROKEN",
+                None => "-",
+            };
+            let (name, asked, found) = (&one.name, &one.asked, &one.found);
+            text.push_str(&format!(
+                "  {holds:6}  {name:width$}  asked: {asked}; found: {found}\n"
+            ));
+        }
+        let mut last = "";
+        for one in &self.findings {
+            // What is common to the findings of a rule is said with the first.
+            if one.rule != last {
+                text.push_str(&format!(
+                    "\n{}: {}\n  why: {}\n  fix: {}\n  see: {}\n",
+                    one.severity.name(),
+                    one.rule,
+                    one.why,
+                    one.fix,
+                    one.reference
+                ));
+                last = one.rule;
+            }
+            text.push_str(&format!("  at {}: {}\n", one.at, one.what));
+        }
+        let count = |severity: Severity| {
+            let count = self.count(severity);
+            let plural = if count == 1 { "" } else { "s" };
+            format!("{count} {}{plural}", severity.name())
+        };
+        let (all, broken) = (self.properties.len(), self.broken().count());
+        let broken = match all {
+            0 => String::new(),
+            all => format!("{broken} of {all} properties broken, "),
+        };
+        text.push_str(&format!(
+            "\n{}: {broken}{}, {}, {} by {} rules\n",
+            if self.holds { "holds" } else { "does not hold" },
+            count(Severity::Error),
+            count(Severity::Warning),
+            count(Severity::Note),
+            self.rules.len(),
+        ));
+        text
+    }
+
+    /// <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>
+    fn sarif(&self) -> Value {
+        let known = rules::ALL
+            .iter()
+            .filter(|rule| self.rules.contains(&rule.id));
+        let descriptors: Vec<Value> = known
+            .map(|rule| {
+                json!({
+                    "id": rule.id,
+                    "shortDescription": { "text": rule.why },
+                    "help": { "text": rule.fix },
+                    "helpUri": rule.reference,
+                })
+            })
+            .collect();
+        let uri = file_uri(&self.subject);
+        let location = |at: &str| {
+            let mut location =
+                json!({ "logicalLocations": [{ "fullyQualifiedName": at, "kind": "member" }] });
+            // A process is in no file.
+            if let Some(uri) = &uri {
+                location["physicalLocation"] = json!({ "artifactLocation": { "uri": uri } });
+            }
+            location
+        };
+        let broken = self.broken().map(|one| {
+            let text = format!("{}: asked: {}; found: {}", one.name, one.asked, one.found);
+            json!({
+                "ruleId": CONFORMANCE,
+                "level": "error",
+                "message": { "text": text },
+                "locations": [location(&one.at)],
+            })
+        });
+        let results: Vec<Value> = self
+            .findings
+            .iter()
+            .map(|one| {
+                json!({
+                    "ruleId": one.rule,
+                    "ruleIndex": self.rules.iter().position(|id| *id == one.rule),
+                    "level": one.severity.name(),
+                    "message": { "text": format!("{}: {}", one.at, one.what) },
+                    "locations": [location(&one.at)],
+                })
+            })
+            .chain(broken)
+            .collect();
+        json!({
+            "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json",
+            "version": "2.1.0",
+            "runs": [{
+                "tool": { "driver": {
+                    "name": "rt verify",
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "rules": descriptors,
+                }},
+                "results": results,
+            }],
+        })
+    }
+
+    fn junit(&self) -> io::Result<String> {
+        let errors = self
+            .findings
+            .iter()
+            .filter(|one| one.severity == Severity::Error);
+        let broken: BTreeSet<&str> = errors.map(|one| one.rule).collect();
+        let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
+        let suite = writer
+            .create_element("testsuite")
+            .with_attribute(("name", format!("rt verify {}", self.policy).as_str()))
+            .with_attribute((
+                "tests",
+                (self.rules.len() + self.properties.len())
+                    .to_string()
+                    .as_str(),
+            ))
+            .with_attribute((
+                "failures",
+                (broken.len() + self.broken().count()).to_string().as_str(),
+            ));
+        suite.write_inner_content(|writer| {
+            for one in &self.properties {
+                let case = writer
+                    .create_element("testcase")
+                    .with_attribute(("classname", self.subject.as_str()))
+                    .with_attribute(("name", one.name.as_str()));
+                let text = format!("asked: {}; found: {}", one.asked, one.found);
+                let element = match one.holds {
+                    Some(true) => {
+                        case.write_empty()?;
+                        continue;
+                    }
+                    Some(false) => "failure",
+                    None => "skipped",
+                };
+                case.write_inner_content(|writer| {
+                    let element = writer
+                        .create_element(element)
+                        .with_attribute(("message", text.as_str()));
+                    element.write_empty().map(drop)
+                })?;
+            }
+            for rule in &self.rules {
+                let findings = self.findings.iter().filter(|one| one.rule == *rule);
+                let lines: Vec<String> = findings
+                    .map(|one| format!("{}: {}: {}", one.severity.name(), one.at, one.what))
+                    .collect();
+                let lines = lines.join("\n");
+                let case = writer
+                    .create_element("testcase")
+                    .with_attribute(("classname", self.subject.as_str()))
+                    .with_attribute(("name", *rule));
+                if lines.is_empty() {
+                    case.write_empty()?;
+                    continue;
+                }
+                case.write_inner_content(|writer| {
+                    let element = if broken.contains(rule) {
+                        let why = rules::find(rule).map_or("", |rule| rule.why);
+                        writer
+                            .create_element("failure")
+                            .with_attribute(("message", why))
+                    } else {
+                        writer.create_element("system-out")
+                    };
+                    element.write_text_content(BytesText::new(&lines)).map(drop)
+                })?;
+            }
+            Ok(())
+        })?;
+        let body = String::from_utf8(writer.into_inner()).map_err(io::Error::other)?;
+        Ok(format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}"
+        ))
+    }
+}
+
+/// The name under which a property that does not hold is reported in SARIF.
+const CONFORMANCE: &str = "conformance";
+
+/// A path as a URI (RFC 8089).
+fn file_uri(path: &str) -> Option<String> {
+    if !path.starts_with('/') {
+        return None;
+    }
+    let mut uri = "file://".to_owned();
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            uri.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Some(uri)
+}

@@ -1,0 +1,281 @@
+//! What of the host's files a container sees, and what it can write.
+
+use std::path::Path;
+
+use super::{FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness};
+use crate::verify::posture::{Fact, Mount, Posture};
+
+const MOUNT_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/mount_namespaces.7.html";
+
+/// The type of file system of what a machine is given.
+const VIRTIO_FS: &str = "virtiofs";
+
+pub(super) const MASKED_PATHS: Rule = Rule {
+    id: "masked-paths",
+    why: "these files tell of the host's kernel, memory, keys or devices",
+    fix: "list the path in linux.maskedPaths",
+    reference: POD_SECURITY,
+    lists: REQUIRE,
+    judge: |posture, setting| {
+        let masked = &posture.masked;
+        let is_open = |path: &Path| {
+            kernel_files(posture, path) && !masked.value.iter().any(|one| path.starts_with(one))
+        };
+        let mut weaknesses = missing(&masked.at, &setting.require, "can be read", is_open);
+        // A second procfs or sysfs has all that is hidden in the first.
+        let again = posture.mounts.iter().filter(|mount| {
+            let expected = match mount.value.kind.as_str() {
+                "proc" => "/proc",
+                "sysfs" => "/sys",
+                _ => return false,
+            };
+            mount.value.destination != Path::new(expected)
+        });
+        weaknesses.extend(again.map(|Fact { at, value }| {
+            let destination = value.destination.display();
+            Weakness::new(
+                at,
+                format!("nothing is hidden in the {} at {destination}", value.kind),
+            )
+        }));
+        weaknesses
+    },
+    ..RULE
+};
+
+pub(super) const READ_ONLY_PATHS: Rule = Rule {
+    id: "read-only-paths",
+    why: "who writes to these files changes the host's kernel",
+    fix: "list the path in linux.readonlyPaths",
+    reference: POD_SECURITY,
+    lists: REQUIRE,
+    judge: |posture, setting| {
+        let read_only = &posture.read_only;
+        let is_hidden = |path: &Path| posture.masked.value.iter().any(|one| path.starts_with(one));
+        let is_open = |path: &Path| {
+            let mount = posture.mount_of(path);
+            kernel_files(posture, path)
+                && !is_hidden(path)
+                && !mount.is_some_and(|mount| mount.value.is_read_only)
+                && !read_only.value.iter().any(|one| path.starts_with(one))
+        };
+        missing(&read_only.at, &setting.require, "can be written", is_open)
+    },
+    ..RULE
+};
+
+/// Whether a path is one of the kernel's in this container, not of the image.
+fn kernel_files(posture: &Posture, path: &Path) -> bool {
+    ["/proc", "/sys"].into_iter().any(|top| {
+        path.starts_with(top)
+            && posture
+                .mounts
+                .iter()
+                .any(|mount| mount.value.destination == Path::new(top))
+    })
+}
+
+fn missing(
+    at: &str,
+    required: &[String],
+    what: &str,
+    is_open: impl Fn(&Path) -> bool,
+) -> Vec<Weakness> {
+    let open: Vec<&str> = required
+        .iter()
+        .filter(|path| is_open(Path::new(path)))
+        .map(String::as_str)
+        .collect();
+    if open.is_empty() {
+        return Vec::new();
+    }
+    vec![Weakness::new(at, format!("{} {what}", open.join(", ")))]
+}
+
+pub(super) const WRITABLE_SYSFS: Rule = Rule {
+    id: "writable-sysfs",
+    why: "in /sys devices are configured, and programs named that the host's kernel executes",
+    fix: "add \"ro\" to the mount's options",
+    reference: RUNTIME_SPEC,
+    judge: |posture, _| {
+        let is_sysfs = |mount: &Mount| {
+            mount.kind == "sysfs" || mount.source.as_deref() == Some(Path::new("/sys"))
+        };
+        writable(posture, is_sysfs, "sysfs")
+    },
+    ..RULE
+};
+
+pub(super) const WRITABLE_CGROUPS: Rule = Rule {
+    id: "writable-cgroups",
+    why: "who writes there can lift the container's limits, and with version 1 name a program that the host executes",
+    fix: "add \"ro\" to the mount's options",
+    reference: "https://docs.kernel.org/admin-guide/cgroup-v1/cgroups.html",
+    judge: |posture, _| {
+        let is_cgroup = |mount: &Mount| {
+            let source = mount.source.as_deref();
+            matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
+                || source.is_some_and(|source| source.starts_with("/sys/fs/cgroup"))
+        };
+        writable(posture, is_cgroup, "the cgroup file system")
+    },
+    ..RULE
+};
+
+fn writable(posture: &Posture, is_meant: impl Fn(&Mount) -> bool, what: &str) -> Vec<Weakness> {
+    let mounts = posture.mounts.iter();
+    mounts
+        .filter(|mount| is_meant(&mount.value) && !mount.value.is_read_only)
+        .map(|Fact { at, value }| {
+            let destination = value.destination.display();
+            Weakness::new(at, format!("{what} can be written at {destination}"))
+        })
+        .collect()
+}
+
+pub(super) const HOST_PATHS: Rule = Rule {
+    id: "host-paths",
+    why: "through it the container reads the host's secrets, or changes what the host executes",
+    fix: "mount a directory that is the container's own",
+    reference: POD_SECURITY,
+    lists: Lists {
+        allow: true,
+        forbid: true,
+        require: false,
+    },
+    judge: |posture, setting| {
+        let mut weaknesses = Vec::new();
+        for Fact { at, value: mount } in &posture.mounts {
+            let Some(source) = &mount.source else {
+                continue;
+            };
+            // What is a mount of sysfs or of the cgroups, other rules look at.
+            let is_elsewhere = setting.allow.iter().any(|one| Path::new(one) == source)
+                || source.starts_with("/sys/fs/cgroup")
+                || source == Path::new("/sys");
+            let met = setting.forbid.iter().find(|one| meets(one, source));
+            let Some(met) = met.filter(|_| !is_elsewhere) else {
+                continue;
+            };
+            let how = if mount.is_read_only {
+                "read"
+            } else {
+                "written"
+            };
+            // Of a directory that is given for what lies in it, that is told.
+            let part = Path::new(met);
+            let part = if part != source && part.starts_with(source) {
+                format!(", with {}", part.display())
+            } else {
+                String::new()
+            };
+            let source = source.display();
+            weaknesses.push(Weakness::new(
+                at,
+                format!("{source} of the host{part} can be {how}"),
+            ));
+        }
+        weaknesses
+    },
+    ..RULE
+};
+
+/// Whether a forbidden path is reached through `source`: it is the same, lies below it, or ends in a slash and has
+/// `source` below it.
+fn meets(forbidden: &str, source: &Path) -> bool {
+    let path = Path::new(forbidden);
+    path.starts_with(source) || (forbidden.ends_with('/') && source.starts_with(path))
+}
+
+pub(super) const RUNTIME_SOCKETS: Rule = Rule {
+    id: "runtime-sockets",
+    why: "whoever may speak to a container runtime is root on its host",
+    fix: "do not mount the socket",
+    reference: POD_SECURITY,
+    lists: FORBID,
+    judge: |posture, setting| {
+        let sockets = posture
+            .mounts
+            .iter()
+            .filter_map(|Fact { at, value: mount }| {
+                let source = mount.source.as_deref()?;
+                let name = source.file_name()?.to_str()?;
+                let is_forbidden = setting.forbid.iter().any(|one| one == name);
+                is_forbidden.then(|| Weakness::new(at, format!("{} of the host", source.display())))
+            });
+        sockets.collect()
+    },
+    ..RULE
+};
+
+pub(super) const MOUNT_PROPAGATION: Rule = Rule {
+    id: "mount-propagation",
+    why: "what the container mounts there appears on the host",
+    fix: "use rslave or rprivate",
+    reference: MOUNT_NAMESPACES,
+    judge: |posture, _| {
+        let root = &posture.root_is_shared;
+        let root = root
+            .value
+            .then(|| Weakness::new(&root.at, "mounts in the root file system reach the host"));
+        let mounts = posture.mounts.iter().filter(|mount| mount.value.is_shared);
+        let mounts = mounts.map(|Fact { at, value }| {
+            let destination = value.destination.display();
+            Weakness::new(at, format!("mounts below {destination} reach the host"))
+        });
+        root.into_iter().chain(mounts).collect()
+    },
+    ..RULE
+};
+
+pub(super) const MOUNT_FLAGS: Rule = Rule {
+    id: "mount-flags",
+    why: "set-user-id programs and device nodes in a volume have effect, whoever put them there",
+    fix: "add \"nosuid\" and \"nodev\" to the mount's options",
+    reference: "https://man7.org/linux/man-pages/man8/mount.8.html",
+    judge: |posture, _| {
+        // A machine is given the directories of its container's volumes; the flags are those of the mounts in it.
+        let is_in_a_machine = posture
+            .mounts
+            .iter()
+            .any(|mount| mount.value.kind == VIRTIO_FS);
+        let volumes = posture.mounts.iter().filter(|mount| {
+            if is_in_a_machine {
+                mount.value.kind == VIRTIO_FS
+            } else {
+                mount.value.source.is_some()
+            }
+        });
+        volumes
+            .filter_map(|Fact { at, value }| {
+                let missing: Vec<&str> = [("nosuid", value.is_nosuid), ("nodev", value.is_nodev)]
+                    .into_iter()
+                    .filter_map(|(name, is_set)| (!is_set).then_some(name))
+                    .collect();
+                let destination = value.destination.display();
+                (!missing.is_empty()).then(|| {
+                    Weakness::new(
+                        at,
+                        format!("{destination} is without {}", missing.join(" and ")),
+                    )
+                })
+            })
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const WRITABLE_ROOT: Rule = Rule {
+    id: "writable-root",
+    why: "whoever gets hold of the workload can change its programs",
+    fix: "set root.readonly to true, and mount a tmpfs where the workload writes",
+    reference: "https://github.com/opencontainers/runtime-spec/blob/main/config.md#root",
+    judge: |posture, _| {
+        let fact = &posture.root_is_read_only;
+        (!fact.value)
+            .then(|| Weakness::new(&fact.at, "the root file system can be written"))
+            .into_iter()
+            .collect()
+    },
+    ..RULE
+};

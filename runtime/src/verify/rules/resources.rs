@@ -1,0 +1,98 @@
+//! What a container may use up, which devices it has, and what runs for it outside.
+
+use super::{ALLOW, RULE, RUNTIME_SPEC, Rule, Weakness};
+use crate::verify::posture::{Devices, Fact};
+
+const CGROUPS: &str = "https://docs.kernel.org/admin-guide/cgroup-v2.html";
+
+pub(super) const DEVICES: Rule = Rule {
+    id: "devices",
+    why: "a device reaches past every file system and namespace: a disk holds the host's files, /dev/mem its memory",
+    fix: "begin linux.resources.devices with {\"allow\": false, \"access\": \"rwm\"}, and allow single devices",
+    reference: RUNTIME_SPEC,
+    lists: ALLOW,
+    check: |setting| {
+        setting
+            .allow
+            .iter()
+            .try_for_each(|one| one.parse::<Devices>().map(drop))
+    },
+    judge: |posture, setting| {
+        let allowed: Vec<Devices> = setting.allow.iter().flat_map(|one| one.parse()).collect();
+        posture
+            .devices
+            .iter()
+            .filter(|fact| !allowed.iter().any(|one| one.cover(&fact.value)))
+            .map(|Fact { at, value }| Weakness::new(at, format!("the devices {value} are allowed")))
+            .collect()
+    },
+};
+
+pub(super) const MEMORY_LIMIT: Rule = Rule {
+    id: "memory-limit",
+    why: "the container can use up the host's memory, and the kernel may then end other processes",
+    fix: "set linux.resources.memory.limit",
+    reference: CGROUPS,
+    judge: |posture, _| without(&posture.memory_limit, "memory"),
+    ..RULE
+};
+
+pub(super) const PIDS_LIMIT: Rule = Rule {
+    id: "pids-limit",
+    why: "a container that forks without end leaves the host no process ids",
+    fix: "set linux.resources.pids.limit",
+    reference: CGROUPS,
+    judge: |posture, _| without(&posture.pids_limit, "the number of processes"),
+    ..RULE
+};
+
+fn without(limit: &Fact<Option<u64>>, of: &str) -> Vec<Weakness> {
+    let has_none = limit.value.is_none();
+    has_none
+        .then(|| Weakness::new(&limit.at, format!("{of} is not limited")))
+        .into_iter()
+        .collect()
+}
+
+pub(super) const CPU_LIMIT: Rule = Rule {
+    id: "cpu-limit",
+    why: "the container can take all processors whenever they are idle, and its share of them otherwise",
+    fix: "set linux.resources.cpu.quota and period",
+    reference: CGROUPS,
+    judge: |posture, _| {
+        let fact = &posture.has_cpu_limit;
+        (!fact.value)
+            .then(|| Weakness::new(&fact.at, "processor time is not limited"))
+            .into_iter()
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const HOOKS: Rule = Rule {
+    id: "hooks",
+    why: "a hook is a program that runs on the host with the runtime's rights: who writes the bundle chooses it",
+    fix: "make sure that nobody but the administrator can write the bundle and the program",
+    reference: "https://github.com/opencontainers/runtime-spec/blob/main/config.md#posix-platform-hooks",
+    judge: |posture, _| {
+        let hooks = posture.hooks.iter();
+        hooks
+            .map(|fact| Weakness::new(&fact.at, format!("{} runs on the host", fact.value)))
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const OPEN_DESCRIPTORS: Rule = Rule {
+    id: "open-descriptors",
+    why: "a file or directory outside the container's mounts that a process holds is a way out (CVE-2024-21626)",
+    fix: "close the descriptor before the container is made, and end the process that has it",
+    reference: "https://nvd.nist.gov/vuln/detail/CVE-2024-21626",
+    judge: |posture, _| {
+        let outside = posture.outside.iter();
+        outside
+            .map(|fact| Weakness::new(&fact.at, format!("{} is outside the container", fact.value)))
+            .collect()
+    },
+    ..RULE
+};

@@ -1,0 +1,146 @@
+//! Who the container's processes are: namespaces, users and capabilities.
+
+use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness};
+use crate::verify::posture::Sharing;
+
+const USER_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/user_namespaces.7.html";
+const MAN_CAPABILITIES: &str = "https://man7.org/linux/man-pages/man7/capabilities.7.html";
+
+pub(super) const HOST_NAMESPACES: Rule = Rule {
+    id: "host-namespaces",
+    why: "in a namespace of the host, a process sees and reaches what the host's own processes do: its network, its \
+          processes, its mounts",
+    fix: "list the type in linux.namespaces, without a path or with that of another container",
+    reference: POD_SECURITY,
+    lists: FORBID,
+    judge: |posture, setting| {
+        let shared = posture.namespaces.iter().filter(|(kind, fact)| {
+            fact.value == Sharing::Host && setting.forbid.iter().any(|one| one == *kind)
+        });
+        shared
+            .map(|(kind, fact)| {
+                Weakness::new(&fact.at, format!("the {kind} namespace is the host's"))
+            })
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const USER_NAMESPACE: Rule = Rule {
+    id: "user-namespace",
+    why: "without one, root in the container is root on the host for all that gets past the other walls",
+    fix: "add a namespace of type \"user\", with uidMappings and gidMappings",
+    reference: USER_NAMESPACES,
+    judge: |posture, _| {
+        let ids = &posture.user_ids;
+        let has_none = ids.value.is_none();
+        has_none
+            .then(|| Weakness::new(&ids.at, "there is no user namespace of its own"))
+            .into_iter()
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const HOST_ROOT: Rule = Rule {
+    id: "host-root",
+    why: "a user namespace that contains the host's root keeps nobody from being it",
+    fix: "map ids of the host that nobody else has",
+    reference: USER_NAMESPACES,
+    judge: |posture, _| {
+        let ids = &posture.user_ids;
+        let mut ranges = ids.value.iter().flatten();
+        let root = ranges.find(|range| range.outside == 0 && range.size > 0);
+        root.map(|range| {
+            Weakness::new(
+                &ids.at,
+                format!("user {} of the container is root on the host", range.inside),
+            )
+        })
+        .into_iter()
+        .collect()
+    },
+    ..RULE
+};
+
+pub(super) const ROOT_USER: Rule = Rule {
+    id: "root-user",
+    why: "many of the kernel's files and most of its past holes are open to root alone",
+    fix: "set process.user.uid to an ordinary user",
+    reference: POD_SECURITY,
+    judge: |posture, _| {
+        let uid = &posture.uid;
+        (uid.value == 0)
+            .then(|| Weakness::new(&uid.at, "the process is root in the container"))
+            .into_iter()
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const CAPABILITIES: Rule = Rule {
+    id: "capabilities",
+    why: "a capability is a part of root's power; several of them, as CAP_SYS_ADMIN, are a way to the rest",
+    fix: "remove it from process.capabilities, from every set",
+    reference: MAN_CAPABILITIES,
+    lists: ALLOW,
+    judge: |posture, setting| {
+        let mut weaknesses = Vec::new();
+        // Nothing can be in another set for long that is not in these.
+        for set in [
+            "bounding",
+            "effective",
+            "permitted",
+            "inheritable",
+            "ambient",
+        ] {
+            let Some(fact) = posture.capabilities.get(set) else {
+                continue;
+            };
+            let beyond: Vec<&str> = fact
+                .value
+                .iter()
+                .filter(|capability| !setting.allow.contains(capability))
+                .map(String::as_str)
+                .collect();
+            if !beyond.is_empty() {
+                weaknesses.push(Weakness::new(&fact.at, beyond.join(", ")));
+            }
+        }
+        weaknesses
+    },
+    ..RULE
+};
+
+pub(super) const INHERITED_CAPABILITIES: Rule = Rule {
+    id: "inherited-capabilities",
+    why: "inheritable and ambient capabilities are kept by a program that an ordinary user executes (CVE-2022-29162)",
+    fix: "leave the sets inheritable and ambient empty",
+    reference: MAN_CAPABILITIES,
+    judge: |posture, _| {
+        let sets = ["inheritable", "ambient"].into_iter();
+        sets.filter_map(|set| posture.capabilities.get(set))
+            .filter(|fact| !fact.value.is_empty())
+            .map(|fact| {
+                let names: Vec<&str> = fact.value.iter().map(String::as_str).collect();
+                Weakness::new(&fact.at, names.join(", "))
+            })
+            .collect()
+    },
+    ..RULE
+};
+
+pub(super) const NEW_PRIVILEGES: Rule = Rule {
+    id: "new-privileges",
+    why: "a set-user-id program in the image, or a file with capabilities, gives an ordinary user of the container more",
+    fix: "set process.noNewPrivileges to true",
+    reference: RUNTIME_SPEC,
+    judge: |posture, _| {
+        let fact = &posture.no_new_privileges;
+        (!fact.value)
+            .then(|| Weakness::new(&fact.at, "programs may gain privileges"))
+            .into_iter()
+            .collect()
+    },
+    ..RULE
+};

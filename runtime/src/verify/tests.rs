@@ -1,0 +1,573 @@
+//! Every rule is shown to find what it is for: a sound configuration is broken in one place.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::policy::{Policy, Severity};
+use super::report::Format;
+use super::{Report, bundle, rules};
+
+/// What docker and containerd make of an image, in short.
+fn sound() -> Value {
+    let capabilities = json!([
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT",
+        "CAP_AUDIT_WRITE"
+    ]);
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh"],
+            "cwd": "/",
+            "env": ["PATH=/bin"],
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/docker/containers/c/hosts",
+             "options": ["rbind", "rprivate"]},
+            {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "rslave"]}
+        ],
+        "linux": {
+            "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                {"type": "network", "path": "/run/netns/none-such"}
+            ],
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                "syscalls": [{"names": ["read", "write", "exit_group", "clone"], "action": "SCMP_ACT_ALLOW"}]
+            },
+            "maskedPaths": [
+                "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+            "resources": {
+                "devices": [
+                    {"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"}
+                ],
+                "memory": {"limit": 1_000_000_000},
+                "pids": {"limit": 100},
+                "cpu": {"quota": 10_000, "period": 100_000}
+            }
+        }
+    })
+}
+
+fn verify(policy: &str, config: &Value) -> Report {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("rootfs")).unwrap();
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    bundle(directory.path(), &Policy::load(policy).unwrap()).unwrap()
+}
+
+/// The rules, places and findings of a sound configuration after a change, without those that it had before.
+fn found(policy: &str, change: impl Fn(&mut Value)) -> Vec<(&'static str, String, String)> {
+    let list = |report: Report| {
+        let findings = report.findings.into_iter();
+        findings
+            .map(|one| (one.rule, one.at, one.what))
+            .collect::<Vec<_>>()
+    };
+    let before = list(verify(policy, &sound()));
+    let mut config = sound();
+    change(&mut config);
+    let mut after = list(verify(policy, &config));
+    after.retain(|one| !before.contains(one));
+    after
+}
+
+/// A change of the configuration, the rule that must find it, the place that it must name, and a part of what it says.
+type Planted = (fn(&mut Value), &'static str, &'static str, &'static str);
+
+const PLANTED: &[Planted] = &[
+    (
+        |c| c["process"]["cwd"] = json!("here"),
+        "specification",
+        "process.cwd",
+        "absolute",
+    ),
+    (
+        |c| c["process"]["args"] = json!(7),
+        "specification",
+        "process.args",
+        "expected a sequence",
+    ),
+    (
+        |c| c["process"]["env"] = json!(["A=1", "B"]),
+        "specification",
+        "process.env[1]",
+        "NAME=value",
+    ),
+    (
+        |c| c["process"]["capabilities"]["effective"] = json!(["CAP_SYS_TIME"]),
+        "specification",
+        "process.capabilities.effective",
+        "CAP_SYS_TIME must be in permitted",
+    ),
+    (
+        |c| push(&mut c["linux"]["namespaces"], json!({"type": "pid"})),
+        "specification",
+        "linux.namespaces[5]",
+        "twice",
+    ),
+    (
+        |c| c["linux"]["sysctl"] = json!({"kernel.panic": "1"}),
+        "specification",
+        "linux.sysctl[\"kernel.panic\"]",
+        "whole host",
+    ),
+    (
+        |c| c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 8}]),
+        "specification",
+        "process.rlimits[0].soft",
+        "greater",
+    ),
+    (
+        |c| c["process"]["noNewPrivilege"] = json!(true),
+        "unknown-property",
+        "process.noNewPrivilege",
+        "no such",
+    ),
+    (
+        |c| c["linux"]["intelRdt"] = json!({"closID": "c"}),
+        "unsupported",
+        "linux.intelRdt",
+        "not supported",
+    ),
+    (
+        |c| remove(&mut c["linux"]["namespaces"], 0),
+        "host-namespaces",
+        "linux.namespaces",
+        "pid",
+    ),
+    (
+        |c| remove(&mut c["linux"]["namespaces"], 4),
+        "host-namespaces",
+        "linux.namespaces",
+        "network",
+    ),
+    (
+        |c| c["linux"]["namespaces"][4]["path"] = json!("/proc/1/ns/net"),
+        "host-namespaces",
+        "linux.namespaces[4].path",
+        "network",
+    ),
+    (
+        |c| c["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/ipc"),
+        "host-namespaces",
+        "linux.namespaces[1].path",
+        "ipc",
+    ),
+    (
+        |c| {
+            push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
+            let map = json!([{"containerID": 0, "hostID": 0, "size": 100}]);
+            c["linux"]["uidMappings"] = map.clone();
+            c["linux"]["gidMappings"] = map;
+        },
+        "host-root",
+        "linux.uidMappings",
+        "user 0 of the container",
+    ),
+    (
+        |c| {
+            push(
+                &mut c["process"]["capabilities"]["bounding"],
+                json!("CAP_SYS_ADMIN"),
+            )
+        },
+        "capabilities",
+        "process.capabilities.bounding",
+        "CAP_SYS_ADMIN",
+    ),
+    (
+        |c| c["process"]["capabilities"]["inheritable"] = json!(["CAP_CHOWN"]),
+        "inherited-capabilities",
+        "process.capabilities.inheritable",
+        "CAP_CHOWN",
+    ),
+    (
+        |c| drop(take(c, "/linux", "seccomp")),
+        "seccomp",
+        "linux.seccomp",
+        "no seccomp filter",
+    ),
+    (
+        |c| c["linux"]["seccomp"]["defaultAction"] = json!("SCMP_ACT_ALLOW"),
+        "seccomp",
+        "linux.seccomp",
+        "does not know",
+    ),
+    (
+        |c| {
+            push(
+                &mut c["linux"]["seccomp"]["syscalls"][0]["names"],
+                json!("init_module"),
+            )
+        },
+        "seccomp-calls",
+        "linux.seccomp",
+        "init_module",
+    ),
+    (
+        |c| {
+            // Of some arguments alone.
+            let only = json!({"names": ["bpf"], "action": "SCMP_ACT_ALLOW",
+                              "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]});
+            push(&mut c["linux"]["seccomp"]["syscalls"], only);
+        },
+        "seccomp-calls",
+        "linux.seccomp",
+        "bpf",
+    ),
+    (
+        |c| c["process"]["apparmorProfile"] = json!("unconfined"),
+        "apparmor",
+        "process.apparmorProfile",
+        "unconfined",
+    ),
+    (
+        |c| c["process"]["selinuxLabel"] = json!("system_u:system_r:spc_t:s0"),
+        "selinux",
+        "process.selinuxLabel",
+        "spc_t",
+    ),
+    (
+        |c| c["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"}),
+        "sysctls",
+        "linux.sysctl[\"net.ipv4.ip_forward\"]",
+        "is set",
+    ),
+    (
+        |c| remove(&mut c["linux"]["maskedPaths"], 1),
+        "masked-paths",
+        "linux.maskedPaths",
+        "/proc/kcore",
+    ),
+    (
+        |c| {
+            let second = json!({"destination": "/p", "type": "proc", "source": "proc"});
+            push(&mut c["mounts"], second);
+        },
+        "masked-paths",
+        "mounts[6]",
+        "/p",
+    ),
+    (
+        |c| drop(take(c, "/linux", "readonlyPaths")),
+        "read-only-paths",
+        "linux.readonlyPaths",
+        "/proc/sys",
+    ),
+    (
+        |c| c["mounts"][2]["options"] = json!(["ro", "rw"]),
+        "writable-sysfs",
+        "mounts[2]",
+        "/sys",
+    ),
+    (
+        |c| drop(take(c, "/mounts/3", "options")),
+        "writable-cgroups",
+        "mounts[3]",
+        "/sys/fs/cgroup",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/"),
+        "host-paths",
+        "mounts[5]",
+        "/ of the host",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/etc"),
+        "host-paths",
+        "mounts[5]",
+        "/etc of the host, with /etc/shadow",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/srv/../proc/1"),
+        "host-paths",
+        "mounts[5]",
+        "/proc/1",
+    ),
+    (
+        |c| c["mounts"][5] = json!({"destination": "/d", "type": "ext4", "source": "/dev/sda1"}),
+        "host-paths",
+        "mounts[5]",
+        "/dev/sda1",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/var/run/docker.sock"),
+        "runtime-sockets",
+        "mounts[5]",
+        "docker.sock",
+    ),
+    (
+        |c| push(&mut c["mounts"][5]["options"], json!("rshared")),
+        "mount-propagation",
+        "mounts[5]",
+        "/data",
+    ),
+    (
+        |c| c["linux"]["rootfsPropagation"] = json!("shared"),
+        "mount-propagation",
+        "linux.rootfsPropagation",
+        "reach the host",
+    ),
+    (
+        |c| c["linux"]["resources"]["devices"][0]["allow"] = json!(true),
+        "devices",
+        "linux.resources.devices[0]",
+        "a *:* rwm",
+    ),
+    (
+        |c| {
+            let disk = json!({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "r"});
+            push(&mut c["linux"]["resources"]["devices"], disk);
+        },
+        "devices",
+        "linux.resources.devices[2]",
+        "b 8:0 r",
+    ),
+    (
+        |c| drop(take(c, "/linux/resources", "memory")),
+        "memory-limit",
+        "linux.resources.memory.limit",
+        "memory",
+    ),
+    (
+        |c| c["linux"]["resources"]["pids"]["limit"] = json!(-1),
+        "pids-limit",
+        "linux.resources.pids.limit",
+        "processes",
+    ),
+    (
+        |c| drop(take(c, "/linux/resources", "cpu")),
+        "cpu-limit",
+        "linux.resources.cpu.quota",
+        "processor",
+    ),
+    (
+        |c| c["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}),
+        "hooks",
+        "hooks.prestart[0]",
+        "/bin/true",
+    ),
+];
+
+/// A change of the configuration that mends what the rule finds in it.
+type Mended = (fn(&mut Value), &'static str);
+
+/// What a sound configuration has already: shown by taking it away.
+const MENDED: &[Mended] = &[
+    (|c| c["root"]["readonly"] = json!(true), "writable-root"),
+    (
+        |c| c["process"]["noNewPrivileges"] = json!(true),
+        "new-privileges",
+    ),
+    (|c| c["process"]["user"]["uid"] = json!(1000), "root-user"),
+    (
+        |c| {
+            push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
+            let map = json!([{"containerID": 0, "hostID": 100_000, "size": 100}]);
+            c["linux"]["uidMappings"] = map.clone();
+            c["linux"]["gidMappings"] = map;
+        },
+        "user-namespace",
+    ),
+    (
+        |c| {
+            for index in [4, 5] {
+                push(&mut c["mounts"][index]["options"], json!("nosuid"));
+                push(&mut c["mounts"][index]["options"], json!("nodev"));
+            }
+        },
+        "mount-flags",
+    ),
+];
+
+/// Found in running containers only, by the tests of those.
+const OF_THE_KERNEL: [&str; 1] = ["open-descriptors"];
+
+fn push(list: &mut Value, value: Value) {
+    list.as_array_mut().unwrap().push(value);
+}
+
+fn remove(list: &mut Value, index: usize) {
+    list.as_array_mut().unwrap().remove(index);
+}
+
+fn take(config: &mut Value, at: &str, key: &str) -> Option<Value> {
+    config
+        .pointer_mut(at)
+        .unwrap()
+        .as_object_mut()
+        .unwrap()
+        .shift_remove(key)
+}
+
+#[test]
+fn a_sound_configuration_keeps_the_baseline_without_a_warning() {
+    let report = verify("baseline", &sound());
+    let loud = report
+        .findings
+        .iter()
+        .filter(|one| one.severity > Severity::Note);
+    assert_eq!(loud.collect::<Vec<_>>(), Vec::<&super::Finding>::new());
+    assert!(report.holds);
+}
+
+#[test]
+fn each_planted_weakness_is_found_at_its_place_and_nothing_else() {
+    for (change, rule, at, what) in PLANTED {
+        let found = found("baseline", change);
+        let is_meant = |(one, place, said): &(&str, String, String)| {
+            one == rule && place == at && said.contains(what)
+        };
+        assert!(found.iter().any(is_meant), "{rule} at {at}: {found:?}");
+        // Some say more than one thing, as a host parameter, but of one place, or of one set of capabilities.
+        let about = |place: &str| {
+            place
+                .split(['.', '['])
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(".")
+        };
+        let others = found
+            .iter()
+            .filter(|(_, place, _)| about(place) != about(at));
+        assert_eq!(others.count(), 0, "{rule} at {at}: {found:?}");
+    }
+}
+
+#[test]
+fn what_is_mended_is_found_no_more() {
+    for (change, rule) in MENDED {
+        let count = |config: &Value| {
+            let findings = verify("baseline", config).findings;
+            findings.iter().filter(|one| one.rule == *rule).count()
+        };
+        let mut config = sound();
+        assert_ne!(count(&config), 0, "{rule}");
+        change(&mut config);
+        assert_eq!(count(&config), 0, "{rule}");
+    }
+}
+
+#[test]
+fn every_rule_is_shown_to_find_something() {
+    let shown = PLANTED.iter().map(|(_, rule, _, _)| *rule);
+    let shown: BTreeSet<&str> = shown
+        .chain(MENDED.iter().map(|(_, rule)| *rule))
+        .chain(OF_THE_KERNEL)
+        .collect();
+    let all: BTreeSet<&str> = rules::ALL.iter().map(|rule| rule.id).collect();
+    assert_eq!(shown, all);
+}
+
+#[test]
+fn the_strictest_policy_can_be_kept() {
+    let mut config = sound();
+    for (change, _) in MENDED {
+        change(&mut config);
+    }
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = json!([]);
+    }
+    let masked = &mut config["linux"]["maskedPaths"];
+    for path in [
+        "/proc/asound",
+        "/proc/interrupts",
+        "/proc/latency_stats",
+        "/proc/sched_debug",
+        "/sys/devices/virtual/powercap",
+    ] {
+        push(masked, json!(path));
+    }
+    push(
+        &mut config["linux"]["namespaces"],
+        json!({"type": "cgroup"}),
+    );
+    let report = verify("rt-strict", &config);
+    assert_eq!(report.findings, []);
+    assert!(!verify("rt-strict", &sound()).holds);
+}
+
+#[test]
+fn what_can_not_be_parsed_is_a_finding_and_what_is_not_there_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let policy = Policy::load("baseline").unwrap();
+    assert!(bundle(directory.path(), &policy).is_err());
+    std::fs::write(directory.path().join("config.json"), "{").unwrap();
+    let report = bundle(directory.path(), &policy).unwrap();
+    assert_eq!(
+        (report.findings[0].rule, report.holds),
+        ("specification", false)
+    );
+}
+
+#[test]
+fn a_hostile_text_reaches_no_terminal_and_breaks_no_form() {
+    let mut config = sound();
+    config["mounts"][5]["source"] = json!("/proc/\u{1b}[2J<&\"\u{7}");
+    let report = verify("baseline", &config);
+    for format in [Format::Text, Format::Json, Format::Sarif, Format::Junit] {
+        let text = report.render(format).unwrap();
+        assert!(text.contains("u{1b}"), "{format:?}");
+        assert!(
+            text.chars().all(|one| one == '\n' || !one.is_control()),
+            "{format:?}"
+        );
+    }
+    let xml = report.render(Format::Junit).unwrap();
+    assert!(xml.contains("&lt;&amp;") && !xml.contains("<&"), "{xml}");
+}
+
+#[test]
+fn the_forms_of_a_report_have_their_fields() {
+    let mut config = sound();
+    remove(&mut config["linux"]["maskedPaths"], 1);
+    let report = verify("baseline", &config);
+    let text = report.render(Format::Text).unwrap();
+    assert!(text.contains("\nerror: masked-paths\n  why: "), "{text}");
+    assert!(
+        text.contains("\n  at linux.maskedPaths: /proc/kcore can be read\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\ndoes not hold: 1 error, 0 warnings, "),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(&report.render(Format::Json).unwrap()).unwrap();
+    assert_eq!(json["findings"][0]["at"], "linux.maskedPaths");
+    let sarif: Value = serde_json::from_str(&report.render(Format::Sarif).unwrap()).unwrap();
+    let run = &sarif["runs"][0];
+    let result = &run["results"][0];
+    assert_eq!(result["level"], "error");
+    let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
+    assert_eq!(run["tool"]["driver"]["rules"][index]["id"], "masked-paths");
+    let junit = report.render(Format::Junit).unwrap();
+    assert!(junit.contains("failures=\"1\""), "{junit}");
+    assert!(
+        junit.contains("error: linux.maskedPaths: /proc/kcore can be read</failure>"),
+        "{junit}"
+    );
+}
