@@ -4,9 +4,13 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use runtime::isolation::microvm;
+use runtime::verify::attack;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    if attack::program::run(&arguments) {
+        return ExitCode::SUCCESS;
+    }
     ExitCode::from(if microvm::is_vmm(&arguments) {
         microvm::main(arguments)
     } else {

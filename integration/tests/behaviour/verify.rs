@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use integration::snapshot::Snapshot;
 use integration::{Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, finish};
 use serde_json::{Value, json};
 
@@ -31,6 +32,14 @@ pub const CLAIMS: &[Entry] = &[
     (
         "the_kernel_tells_of_every_weakness",
         the_kernel_tells_of_every_weakness,
+    ),
+    (
+        "no_attack_gets_out_of_a_confined_container",
+        no_attack_gets_out_of_a_confined_container,
+    ),
+    (
+        "what_a_privileged_container_reaches_is_told",
+        what_a_privileged_container_reaches_is_told,
     ),
 ];
 
@@ -449,6 +458,141 @@ fn containers_of_other_runtimes_are_told_truly(fixture: &Fixture) -> Claim {
             rules(&report, "warning").contains(&"seccomp"),
             "{runtime}: {report}"
         );
+    }
+    Ok(())
+}
+
+/// The attacks that got somewhere, or were stopped in a way that `is_meant` knows, without the model's name.
+fn attacks(report: &Value, is_meant: impl Fn(&Value) -> bool) -> Vec<&str> {
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let meant = properties.filter(|one| is_meant(one));
+    meant
+        .filter_map(|one| {
+            one["name"]
+                .as_str()?
+                .split_once('.')
+                .map(|(_, attack)| attack)
+        })
+        .collect()
+}
+
+fn no_attack_gets_out_of_a_confined_container(fixture: &Fixture) -> Claim {
+    // What it makes is then below a directory that no other test has.
+    let place = fixture.dir().join("attacks");
+    fs::create_dir(&place)?;
+    let mark = place.to_string_lossy().into_owned();
+    let before = Snapshot::take(&mark);
+    let mut rt = fixture.rt(&["verify", "--format", "json", "--attack"]);
+    let call = finish(rt.env("TMPDIR", &place), None)?;
+    let report: Value =
+        serde_json::from_str(&call.stdout).map_err(|error| format!("{error}: {}", call.stderr))?;
+    let code = call.code();
+    ensure_eq!((broken(&report), code), (vec![], 0), "{report}");
+    let stopped = attacks(&report, |one| one["holds"] == true);
+    for attack in [
+        "host-file",
+        "host-process",
+        "abstract-socket",
+        "host-key",
+        "core-pattern",
+        "bpf",
+        "fork-bomb",
+    ] {
+        ensure!(
+            stopped.contains(&attack),
+            "{attack} is not among {stopped:?}: {report}"
+        );
+    }
+    let model = fixture.model().name();
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let of_others = properties.filter(|one| {
+        !one["name"]
+            .as_str()
+            .is_some_and(|name| name.starts_with(model))
+    });
+    ensure_eq!(of_others.count(), 0, "attacks in other models; {report}");
+    let left = Snapshot::take(&mark).added_since(&before);
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    ensure_eq!(fs::read_dir(&place)?.count(), 0, "files left behind");
+    Ok(())
+}
+
+fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let given = json!([
+        "CAP_BPF",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_DAC_READ_SEARCH",
+        "CAP_MKNOD",
+        "CAP_PERFMON",
+        "CAP_SYS_ADMIN",
+        "CAP_SYS_PTRACE",
+        "CAP_SYS_TIME"
+    ]);
+    bundle.spec["process"]["capabilities"] =
+        json!({"bounding": given, "effective": given, "permitted": given});
+    bundle.spec["linux"]["maskedPaths"] = json!([]);
+    bundle.spec["linux"]["readonlyPaths"] = json!([]);
+    bundle.spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    for mount in bundle.spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys/fs/cgroup" {
+            mount["options"] = json!(["nosuid"]);
+        }
+    }
+    bundle.save()?;
+    let dir = bundle.dir().to_string_lossy().into_owned();
+    let (report, code) = verify(fixture, &["--attack", &dir])?;
+    let known = [
+        "core-pattern",
+        "own-limits",
+        "second-proc",
+        "bpf",
+        "fork-bomb",
+    ];
+    let reached = match fixture.model() {
+        Model::Container => attacks(&report, |one| one["holds"] == false),
+        // The same attempts succeed there, and reach the guest's kernel.
+        Model::Microvm => {
+            ensure_eq!((broken(&report), code), (vec![], 0), "{report}");
+            attacks(&report, |one| {
+                one["found"]
+                    .as_str()
+                    .is_some_and(|found| found.contains("by the machine"))
+            })
+        }
+    };
+    for attack in known {
+        ensure!(
+            reached.contains(&attack),
+            "{attack} is not among {reached:?}: {report}"
+        );
+    }
+    if fixture.model() == Model::Container {
+        ensure_eq!(code, 1, "exit code");
+        // What is shared with the host is reached, too.
+        bundle
+            .without_namespace("pid")
+            .without_namespace("network")
+            .save()?;
+        let (report, _) = verify(fixture, &["--attack", &dir])?;
+        let reached = attacks(&report, |one| {
+            one["found"]
+                .as_str()
+                .is_some_and(|found| found.starts_with("GOT OUT"))
+        });
+        for attack in [
+            "host-file",
+            "host-process",
+            "host-ptrace",
+            "abstract-socket",
+            "host-loopback",
+        ] {
+            ensure!(
+                reached.contains(&attack),
+                "{attack} is not among {reached:?}: {report}"
+            );
+        }
     }
     Ok(())
 }

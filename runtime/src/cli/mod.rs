@@ -321,7 +321,10 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         }
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Install(arguments) => arguments.run(&mut out)?,
-        Command::Verify(arguments) => return Ok(arguments.run(&context.lifecycle, &mut out)?),
+        Command::Verify(arguments) => {
+            let base = spec::configuration(false);
+            return Ok(arguments.run(&context.lifecycle, &base, global.isolation, &mut out)?);
+        }
     }
     Ok(0)
 }

@@ -51,7 +51,7 @@ pub(super) fn base() -> Result<Spec, CliError> {
 }
 
 /// A shell with few rights, its own namespaces and a read-only root.
-fn configuration(rootless: bool) -> Value {
+pub(super) fn configuration(rootless: bool) -> Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let mut namespaces = vec!["pid", "network", "ipc", "uts", "mount", "cgroup"];
     let mut sys = json!({

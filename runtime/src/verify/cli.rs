@@ -3,9 +3,13 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::policy::Policy;
 use super::report::Format;
-use super::{VerifyError, bundle, container, process};
+use super::{VerifyError, attacks, bundle, container, process};
+use crate::doctor;
+use crate::isolation::Model;
 use crate::lifecycle::Lifecycle;
 
 /// Tell what a bundle gives up of its isolation, or whether a running container has what it asked for
@@ -23,6 +27,10 @@ pub struct Args {
     /// Look at a process, which any runtime may have made; BUNDLE is then what it was made from
     #[arg(long, conflicts_with = "live")]
     pid: Option<i32>,
+    /// Run a hostile program with the rights of BUNDLE, or with few, that tries to get out; in every model that can run
+    /// here, or in that of --isolation
+    #[arg(long, conflicts_with_all = ["live", "pid"])]
+    attack: bool,
     /// The policy: baseline, restricted, rt-strict, or a file
     #[arg(long, value_name = "NAME|FILE", default_value = "baseline")]
     policy: String,
@@ -47,13 +55,28 @@ impl Args {
     ///
     /// # Errors
     /// There is nothing to report on, or `out` cannot be written.
-    pub fn run(&self, lifecycle: &Lifecycle, out: &mut impl Write) -> Result<u8, Error> {
+    pub fn run(
+        &self,
+        lifecycle: &Lifecycle,
+        base: &Value,
+        asked: Option<Model>,
+        out: &mut impl Write,
+    ) -> Result<u8, Error> {
         let policy = Policy::load(&self.policy).map_err(VerifyError::from)?;
         let subject = self.subject.as_deref();
         let report = match (self.pid, subject) {
             (Some(pid), bundle) => process(pid, bundle.map(Path::new), &policy)?,
             (None, Some(id)) if self.live => {
                 container(lifecycle, &id.parse().map_err(VerifyError::from)?, &policy)?
+            }
+            (None, directory) if self.attack => {
+                let usable = doctor::Report::examine(lifecycle.config());
+                let models = [Model::Container, Model::Microvm].into_iter();
+                let models: Vec<Model> = match asked {
+                    Some(model) => vec![model],
+                    None => models.filter(|model| usable.of(*model).usable).collect(),
+                };
+                attacks(directory.map(Path::new), base, &models)?
             }
             (None, directory) => bundle(Path::new(directory.unwrap_or(".")), &policy)?,
         };

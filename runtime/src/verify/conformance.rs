@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::filter::{self, Call, Filter};
 use super::posture::{Devices, Fact, Mount, Posture, Sharing};
+use super::printable;
 
 /// A promise, and whether it is kept. The field names are those of the JSON, and stable.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -24,6 +25,17 @@ pub struct Property {
 }
 
 impl Property {
+    /// The same with nothing that would be a command to a terminal.
+    pub fn printable(self) -> Self {
+        Self {
+            name: printable(&self.name),
+            asked: printable(&self.asked),
+            found: printable(&self.found),
+            at: printable(&self.at),
+            ..self
+        }
+    }
+
     /// A property that is seen to hold, or not.
     pub fn new(
         name: impl Into<String>,

@@ -4,6 +4,7 @@
 //! The bundle and the container are hostile: they are looked at, never run, and what is quoted of them is made printable.
 //! The policy and the host are trusted.
 
+pub mod attack;
 pub mod cli;
 mod config;
 mod conformance;
@@ -49,6 +50,9 @@ pub enum VerifyError {
     /// The container does not run, or cannot be looked at.
     #[error(transparent)]
     Lifecycle(#[from] lifecycle::Error),
+    /// The attacks could not be tried.
+    #[error(transparent)]
+    Attack(#[from] attack::AttackError),
     /// The process cannot be looked at.
     #[error("look at process {pid}")]
     Process {
@@ -84,8 +88,9 @@ pub struct Finding {
 pub struct Report {
     /// What was looked at: a file, a container or a process.
     pub subject: String,
-    /// The policy's name, or the path of its file.
-    pub policy: String,
+    /// The policy's name, or the path of its file; none for attacks, which no policy allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Whether there is no finding that counts as an error, and no property that does not hold.
     pub holds: bool,
     /// What was asked for and what is there, of something that runs.
@@ -176,6 +181,31 @@ pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Repor
     }
     examination.judge(&found);
     Ok(examination.report(&format!("process {pid}")))
+}
+
+/// Runs a hostile program in a container of each model, with the rights that the bundle gives or, without one, the few of
+/// a container that is made from `base`.
+///
+/// # Errors
+/// It cannot be run.
+pub fn attacks(
+    directory: Option<&Path>,
+    base: &serde_json::Value,
+    models: &[Model],
+) -> Result<Report, VerifyError> {
+    let properties = attack::attempt(directory, base, models)?;
+    let subject = directory.map_or_else(
+        || "a container that asks for little".to_owned(),
+        |directory| directory.to_string_lossy().into_owned(),
+    );
+    Ok(Report {
+        subject: printable(&format!("attacks from {subject}")),
+        policy: None,
+        holds: properties.iter().all(|one| one.holds != Some(false)),
+        properties: properties.into_iter().map(Property::printable).collect(),
+        rules: Vec::new(),
+        findings: Vec::new(),
+    })
 }
 
 /// The posture that a running container's configuration asked for.
@@ -286,21 +316,18 @@ impl<'a> Examination<'a> {
             .iter()
             .all(|one| one.severity != Severity::Error)
             && self.properties.iter().all(|one| one.holds != Some(false));
-        let properties = self.properties.into_iter().map(|one| Property {
-            name: printable(&one.name),
-            asked: printable(&one.asked),
-            found: printable(&one.found),
-            at: printable(&one.at),
-            ..one
-        });
         Report {
             subject: printable(subject),
-            policy: self.policy.name.clone(),
+            policy: Some(self.policy.name.clone()),
             holds: is_kept,
             rules: asked
                 .filter(|id| self.policy.setting(id).is_some())
                 .collect(),
-            properties: properties.collect(),
+            properties: self
+                .properties
+                .into_iter()
+                .map(Property::printable)
+                .collect(),
             findings: self.findings,
         }
     }

@@ -48,7 +48,10 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{} under the policy {}\n", self.subject, self.policy);
+        let mut text = match &self.policy {
+            Some(policy) => format!("{} under the policy {policy}\n", self.subject),
+            None => format!("{}\n", self.subject),
+        };
         let width = self
             .properties
             .iter()
@@ -87,19 +90,18 @@ impl Report {
             let plural = if count == 1 { "" } else { "s" };
             format!("{count} {}{plural}", severity.name())
         };
-        let (all, broken) = (self.properties.len(), self.broken().count());
-        let broken = match all {
-            0 => String::new(),
-            all => format!("{broken} of {all} properties broken, "),
-        };
-        text.push_str(&format!(
-            "\n{}: {broken}{}, {}, {} by {} rules\n",
-            if self.holds { "holds" } else { "does not hold" },
-            count(Severity::Error),
-            count(Severity::Warning),
-            count(Severity::Note),
-            self.rules.len(),
-        ));
+        let mut counts = Vec::new();
+        if !self.properties.is_empty() {
+            let (all, broken) = (self.properties.len(), self.broken().count());
+            counts.push(format!("{broken} of {all} properties broken"));
+        }
+        if !self.rules.is_empty() {
+            for severity in [Severity::Error, Severity::Warning, Severity::Note] {
+                counts.push(count(severity));
+            }
+        }
+        let verdict = if self.holds { "holds" } else { "does not hold" };
+        text.push_str(&format!("\n{verdict}: {}\n", counts.join(", ")));
         text
     }
 
@@ -174,7 +176,7 @@ impl Report {
         let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
         let suite = writer
             .create_element("testsuite")
-            .with_attribute(("name", format!("rt verify {}", self.policy).as_str()))
+            .with_attribute(("name", "rt verify"))
             .with_attribute((
                 "tests",
                 (self.rules.len() + self.properties.len())

@@ -1,0 +1,318 @@
+//! `rt verify --attack`: a hostile program runs in a container of each isolation model, and tries to get out.
+//!
+//! What it tries is real: the calls that attackers of containers make, and a bait on this host that only who is out can
+//! reach. Where an attempt would do harm it stops at the door: a file is opened for writing and not written, a module
+//! handed over that is none. What the program says comes from inside, and in a microVM from behind a hostile kernel: an
+//! attempt of which nothing is heard counts as one that cannot be seen, never as stopped.
+
+mod bait;
+pub mod program;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::conformance::Property;
+use super::filter::{self, Call, Filter};
+use super::posture::Posture;
+use super::{VerifyError, asked};
+use crate::bundle::{Bundle, CONFIG_FILE};
+use crate::isolation::Model;
+use crate::process::PidFd;
+use bait::Bait;
+
+/// How long all attempts in one model may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// An attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Attack {
+    /// Its name; stable.
+    pub id: &'static str,
+    /// What is tried.
+    pub what: &'static str,
+    /// The system call that it takes, if a filter may stop it.
+    call: Option<&'static str>,
+    /// The capability that it takes.
+    capability: Option<&'static str>,
+    /// What stops it if nothing before does.
+    wall: &'static str,
+    /// The attempt.
+    run: program::Attempt,
+}
+
+/// What became of an attempt, as the program inside says.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It failed, with an errno's name or a signal's.
+    Stopped(String),
+    /// It got hold of the kernel that runs the container.
+    Kernel(String),
+    /// It got hold of something on this host.
+    Host(String),
+    /// It cannot be tried here.
+    Untried(String),
+}
+
+/// A line of the program's output.
+#[derive(Debug, Deserialize, Serialize)]
+struct Line {
+    attack: String,
+    outcome: Outcome,
+}
+
+/// Why the attacks could not be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum AttackError {
+    /// The container for them cannot be prepared.
+    #[error("prepare the attacks")]
+    Prepare(#[from] io::Error),
+    /// Its configuration cannot be written.
+    #[error("write the attacker's configuration")]
+    Encode(#[from] serde_json::Error),
+    /// The container does not run.
+    #[error("the attacker does not run as a {model}: {reason}")]
+    Run {
+        /// The model.
+        model: Model,
+        /// What `rt` said.
+        reason: String,
+    },
+}
+
+/// Tries all attacks in containers that have the rights of the bundle in `directory` (without one, those of a container
+/// that asks for little) in the given models.
+///
+/// # Errors
+/// The container does not run.
+pub fn attempt(
+    directory: Option<&Path>,
+    base: &Value,
+    models: &[Model],
+) -> Result<Vec<Property>, VerifyError> {
+    let mut properties = Vec::new();
+    for model in models {
+        properties.extend(in_model(directory, base, *model)?);
+    }
+    Ok(properties)
+}
+
+fn in_model(
+    directory: Option<&Path>,
+    base: &Value,
+    model: Model,
+) -> Result<Vec<Property>, VerifyError> {
+    let place = tempfile::Builder::new()
+        .prefix("rt-attack-")
+        .tempdir()
+        .map_err(AttackError::from)?;
+    let bait = Bait::lay(&place.path().join("bait")).map_err(AttackError::from)?;
+    let bundle = prepare(place.path(), directory, base, &bait)?;
+    let loaded = Bundle::load(&bundle)?;
+    let asked = asked(loaded.dir(), loaded.spec());
+    let outcomes = run(place.path(), &bundle, model)?;
+    let filters = asked.seccomp.value.clone().unwrap_or_default();
+    let property = |attack: &Attack| {
+        let outcome = outcomes.get(attack.id);
+        let (found, holds) = verdict(attack, outcome, model, &asked, &filters);
+        Property {
+            name: format!("{model}.{}", attack.id),
+            asked: format!("not to {}", attack.what),
+            found,
+            holds,
+            at: format!("an attempt in a {model}"),
+        }
+    };
+    Ok(program::ATTACKS.iter().map(property).collect())
+}
+
+/// What an attempt came to, and whether it was stopped.
+fn verdict(
+    attack: &Attack,
+    outcome: Option<&Outcome>,
+    model: Model,
+    asked: &Posture,
+    filters: &[Filter],
+) -> (String, Option<bool>) {
+    match outcome {
+        None => ("nothing was heard of it".to_owned(), None),
+        Some(Outcome::Untried(why)) => (format!("not tried: {why}"), None),
+        Some(Outcome::Host(what)) => (format!("GOT OUT: {what}"), Some(false)),
+        // Behind a machine's wall a kernel is the guest's.
+        Some(Outcome::Kernel(what)) if model == Model::Microvm => (
+            format!("stopped by the machine: {what}, of the guest alone"),
+            Some(true),
+        ),
+        Some(Outcome::Kernel(what)) => (format!("GOT IN: {what}"), Some(false)),
+        Some(Outcome::Stopped(error)) => {
+            let wall = wall(attack, error, asked, filters);
+            (format!("stopped by {wall} ({error})"), Some(true))
+        }
+    }
+}
+
+/// The first wall that stops an attempt, in the order in which the kernel asks them.
+fn wall<'a>(attack: &Attack, error: &str, asked: &Posture, filters: &[Filter]) -> &'a str {
+    let is_filtered = attack.call.is_some_and(|name| {
+        let mut numbers = engine::syscall_numbers(name).into_iter();
+        numbers.next().is_some_and(|(architecture, number)| {
+            let mut call = Call::new(architecture, number);
+            call.arguments = [u64::MAX; 6];
+            !filter::answer(filters, &call).lets_through()
+        })
+    });
+    let effective = asked.capabilities.get("effective");
+    let lacks = |name: &str| effective.is_none_or(|fact| !fact.value.contains(name));
+    if is_filtered || error == "SIGSYS" {
+        "the seccomp filter"
+    } else if attack.wall == program::NAMESPACE && matches!(error, "ESRCH" | "ENOENT") {
+        attack.wall
+    } else if error == "EROFS" {
+        "a read-only mount"
+    } else if matches!(
+        error,
+        "ENOENT" | "ENXIO" | "ENODEV" | "ENOSYS" | "EAFNOSUPPORT"
+    ) {
+        "its absence"
+    } else if attack.capability.is_some_and(lacks) {
+        "the want of a capability"
+    } else {
+        attack.wall
+    }
+}
+
+/// Makes the bundle: the rights of the one in `directory`, and a root file system with nothing but the attacker.
+fn prepare(
+    place: &Path,
+    directory: Option<&Path>,
+    base: &Value,
+    bait: &Bait,
+) -> Result<std::path::PathBuf, VerifyError> {
+    let bundle = place.join("bundle");
+    let rootfs = bundle.join("rootfs");
+    let prepared = || -> io::Result<()> {
+        for name in ["proc", "sys", "dev", "tmp"] {
+            fs::create_dir_all(rootfs.join(name))?;
+        }
+        fs::copy(engine::own_path()?, rootfs.join(program::NAME))?;
+        fs::set_permissions(
+            rootfs.join(program::NAME),
+            fs::Permissions::from_mode(0o755),
+        )?;
+        // Ordinary users of the container go through it, and write to its /tmp.
+        fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))
+    };
+    prepared().map_err(AttackError::from)?;
+    let mut config = match directory {
+        Some(directory) => {
+            let loaded = Bundle::load(directory)?;
+            serde_json::to_value(loaded.spec()).map_err(AttackError::from)?
+        }
+        None => {
+            let mut config = base.clone();
+            confine(&mut config);
+            config
+        }
+    };
+    let environment = serde_json::to_string(bait.told()).map_err(AttackError::from)?;
+    config["root"]["path"] = json!("rootfs");
+    config["process"]["args"] = json!([format!("/{}", program::NAME)]);
+    config["process"]["terminal"] = json!(false);
+    config["process"]["cwd"] = json!("/");
+    config["process"]["env"] = json!([format!("{}={environment}", program::BAIT)]);
+    if let Some(config) = config.as_object_mut() {
+        // Others' programs are not run, and the cgroup is nobody else's.
+        config.shift_remove("hooks");
+        if let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) {
+            linux.shift_remove("cgroupsPath");
+        }
+    }
+    let text = serde_json::to_vec_pretty(&config).map_err(AttackError::from)?;
+    fs::write(bundle.join(CONFIG_FILE), text).map_err(AttackError::from)?;
+    Ok(bundle)
+}
+
+/// What a container that asks for little asks for: limits, and a filter without what no workload needs.
+fn confine(config: &mut Value) {
+    config["linux"]["resources"]["pids"] = json!({"limit": program::PROCESSES / 2});
+    config["linux"]["resources"]["memory"] = json!({"limit": program::MEMORY / 2});
+    config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{
+            "action": "SCMP_ACT_ERRNO",
+            "names": [
+                "acct", "add_key", "bpf", "clock_settime", "delete_module", "finit_module", "init_module",
+                "io_uring_enter", "io_uring_register", "io_uring_setup", "iopl", "ioperm", "kexec_file_load",
+                "kexec_load", "keyctl", "open_by_handle_at", "perf_event_open", "quotactl", "reboot", "request_key",
+                "settimeofday", "swapoff", "swapon", "userfaultfd"
+            ]
+        }]
+    });
+}
+
+/// Runs the attacker, and gives what it says of each attack.
+fn run(
+    place: &Path,
+    bundle: &Path,
+    model: Model,
+) -> Result<BTreeMap<String, Outcome>, AttackError> {
+    let id = format!("rt-attack-{}", std::process::id());
+    let rt = || -> io::Result<Command> {
+        let mut rt = Command::new(engine::own_path()?);
+        rt.arg("--root").arg(place.join("state"));
+        Ok(rt)
+    };
+    let out = place.join("out");
+    let errors = place.join("errors");
+    let mut command = rt()?;
+    command.args(["--isolation", &model.to_string(), "run", "--bundle"]);
+    command.arg(bundle).arg(&id).stdin(Stdio::null());
+    command
+        .stdout(fs::File::create(&out)?)
+        .stderr(fs::File::create(&errors)?);
+    let mut child = command.spawn()?;
+    let ended = PidFd::open(child.id() as i32).and_then(|fd| fd.wait_exit(LIMIT));
+    // Whatever became of it, nothing of it stays.
+    let _ = rt()?
+        .args(["delete", "--force", &id])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let _ = child.kill();
+    child.wait()?;
+    ended?;
+    let text = fs::read(&out)?;
+    let outcomes: BTreeMap<String, Outcome> = String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .map(|line| (line.attack, line.outcome))
+        .collect();
+    if outcomes.is_empty() {
+        let reason = fs::read(&errors)?;
+        let reason = String::from_utf8_lossy(&reason).trim().to_owned();
+        return Err(AttackError::Run { model, reason });
+    }
+    Ok(outcomes)
+}
+
+/// Writes a line of the program's output.
+fn tell(attack: &str, outcome: Outcome) {
+    let line = Line {
+        attack: attack.to_owned(),
+        outcome,
+    };
+    if let Ok(line) = serde_json::to_string(&line) {
+        let mut out = io::stdout().lock();
+        let _ = writeln!(out, "{line}");
+        let _ = out.flush();
+    }
+}
