@@ -8,12 +8,16 @@ use serde::Serialize;
 use super::filter::{self, Call, Filter};
 use super::posture::{Devices, Fact, Mount, Posture, Sharing};
 use super::printable;
+use crate::isolation::Model;
 
 /// A promise, and whether it is kept. The field names are those of the JSON, and stable.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Property {
     /// Its name; stable.
     pub name: String,
+    /// The model that it is about, where it is looked at in several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
     /// What was asked for.
     pub asked: String,
     /// What is there.
@@ -24,7 +28,23 @@ pub struct Property {
     pub at: String,
 }
 
+/// How the outcome of an attack begins that reached the guest's kernel, and no more.
+pub const BY_THE_MACHINE: &str = "stopped by the machine";
+
 impl Property {
+    /// Its name with the model's.
+    pub fn label(&self) -> String {
+        match self.model {
+            Some(model) => format!("{model}.{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    /// Whether it is the virtual machine that makes it hold.
+    pub fn is_by_the_machine(&self) -> bool {
+        self.model == Some(Model::Microvm) && self.found.starts_with(BY_THE_MACHINE)
+    }
+
     /// The same with nothing that would be a command to a terminal.
     pub fn printable(self) -> Self {
         Self {
@@ -45,6 +65,7 @@ impl Property {
     ) -> Self {
         Self {
             name: name.into(),
+            model: None,
             asked: asked.into(),
             found: found.value.clone(),
             holds: Some(holds),
@@ -236,6 +257,7 @@ fn seccomp(spec: &Spec, asked: &Posture, found: &Posture) -> Property {
     let Some(filters) = found.seccomp.value.as_deref() else {
         return Property {
             name: "seccomp".to_owned(),
+            model: None,
             asked: text(wanted),
             found: "filters that cannot be read".to_owned(),
             holds: wanted.is_empty().then_some(true),
@@ -364,6 +386,7 @@ fn mounts(asked: &Posture, found: &Posture, all: &mut Vec<Property>) {
             // A link of the image may have led it to another place.
             None => Property {
                 name,
+                model: None,
                 asked: flags(asked),
                 found: "nothing at this path".to_owned(),
                 holds: None,
@@ -421,6 +444,7 @@ fn devices(asked: &Posture, found: &Posture) -> Property {
     };
     Property {
         name: "devices".to_owned(),
+        model: None,
         asked: match asked.devices.len() {
             0 => "the usual ones".to_owned(),
             1 => "the usual ones and 1 rule".to_owned(),

@@ -110,6 +110,7 @@ fn shares(posture: &Posture, asked: &Posture) -> Property {
     let holds = shown.iter().all(|(source, _)| is_asked(source));
     Property {
         name: "jail.shares".to_owned(),
+        model: None,
         asked: "the root and the bind mounts".to_owned(),
         found: shown.iter().map(text).collect::<Vec<_>>().join(", "),
         holds: holds.then_some(true),

@@ -9,6 +9,7 @@ pub mod cli;
 mod config;
 mod conformance;
 mod filter;
+mod html;
 mod jail;
 mod lint;
 mod live;

@@ -1,4 +1,4 @@
-//! The forms of a report: text for a person, JSON for a program, SARIF and JUnit for CI.
+//! The forms of a report: text and a page for a person, JSON for a program, SARIF and JUnit for CI.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,6 +22,8 @@ pub enum Format {
     Sarif,
     /// JUnit's XML, a test case for each rule
     Junit,
+    /// A page for a browser, which needs no other file
+    Html,
 }
 
 impl Report {
@@ -32,6 +34,7 @@ impl Report {
     pub fn render(&self, format: Format) -> io::Result<String> {
         let mut text = match format {
             Format::Text => return Ok(self.text()),
+            Format::Html => return Ok(self.html()),
             Format::Json => serde_json::to_string_pretty(self)?,
             Format::Sarif => serde_json::to_string_pretty(&self.sarif())?,
             Format::Junit => self.junit()?,
@@ -55,7 +58,7 @@ impl Report {
         let width = self
             .properties
             .iter()
-            .map(|one| one.name.len())
+            .map(|one| one.label().len())
             .max()
             .unwrap_or_default();
         for one in &self.properties {
@@ -64,7 +67,7 @@ impl Report {
                 Some(false) => "BROKEN",
                 None => "-",
             };
-            let (name, asked, found) = (&one.name, &one.asked, &one.found);
+            let (name, asked, found) = (one.label(), &one.asked, &one.found);
             text.push_str(&format!(
                 "  {holds:6}  {name:width$}  asked: {asked}; found: {found}\n"
             ));
@@ -131,7 +134,12 @@ impl Report {
             location
         };
         let broken = self.broken().map(|one| {
-            let text = format!("{}: asked: {}; found: {}", one.name, one.asked, one.found);
+            let text = format!(
+                "{}: asked: {}; found: {}",
+                one.label(),
+                one.asked,
+                one.found
+            );
             json!({
                 "ruleId": CONFORMANCE,
                 "level": "error",
@@ -192,7 +200,7 @@ impl Report {
                 let case = writer
                     .create_element("testcase")
                     .with_attribute(("classname", self.subject.as_str()))
-                    .with_attribute(("name", one.name.as_str()));
+                    .with_attribute(("name", one.label().as_str()));
                 let text = format!("asked: {}; found: {}", one.asked, one.found);
                 let element = match one.holds {
                     Some(true) => {

@@ -529,7 +529,13 @@ fn a_hostile_text_reaches_no_terminal_and_breaks_no_form() {
     let mut config = sound();
     config["mounts"][5]["source"] = json!("/proc/\u{1b}[2J<&\"\u{7}");
     let report = verify("baseline", &config);
-    for format in [Format::Text, Format::Json, Format::Sarif, Format::Junit] {
+    for format in [
+        Format::Text,
+        Format::Json,
+        Format::Sarif,
+        Format::Junit,
+        Format::Html,
+    ] {
         let text = report.render(format).unwrap();
         assert!(text.contains("u{1b}"), "{format:?}");
         assert!(
@@ -538,7 +544,10 @@ fn a_hostile_text_reaches_no_terminal_and_breaks_no_form() {
         );
     }
     let xml = report.render(Format::Junit).unwrap();
-    assert!(xml.contains("&lt;&amp;") && !xml.contains("<&"), "{xml}");
+    let html = report.render(Format::Html).unwrap();
+    for text in [xml, html] {
+        assert!(text.contains("&lt;&amp;") && !text.contains("<&"), "{text}");
+    }
 }
 
 #[test]

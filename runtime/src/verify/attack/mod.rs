@@ -19,7 +19,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::conformance::Property;
+use super::conformance::{BY_THE_MACHINE, Property};
 use super::filter::{self, Call, Filter};
 use super::posture::Posture;
 use super::{VerifyError, asked};
@@ -124,7 +124,8 @@ fn in_model(
         let outcome = outcomes.get(attack.id);
         let (found, holds) = verdict(attack, outcome, model, &asked, &filters);
         Property {
-            name: format!("{model}.{}", attack.id),
+            name: attack.id.to_owned(),
+            model: Some(model),
             asked: format!("not to {}", attack.what),
             found,
             holds,
@@ -148,7 +149,7 @@ fn verdict(
         Some(Outcome::Host(what)) => (format!("GOT OUT: {what}"), Some(false)),
         // Behind a machine's wall a kernel is the guest's.
         Some(Outcome::Kernel(what)) if model == Model::Microvm => (
-            format!("stopped by the machine: {what}, of the guest alone"),
+            format!("{BY_THE_MACHINE}: {what}, of the guest alone"),
             Some(true),
         ),
         Some(Outcome::Kernel(what)) => (format!("GOT IN: {what}"), Some(false)),
