@@ -13,14 +13,26 @@ use super::{Outside, read};
 /// How many descriptors are looked at.
 const LIMIT: usize = 100_000;
 
-/// The descriptors, working directories and roots of `processes` that are in none of `mounts`, the text of mountinfo.
+/// How the links of files begin that are in no mount of anybody: memory that is shared by a descriptor or a mapping.
+const OF_NO_MOUNT: [&str; 5] = [
+    "/memfd:",
+    "/dmabuf:",
+    "/SYSV",
+    "/dev/zero (deleted)",
+    "/anon_hugepage",
+];
+
+/// The descriptors, working directories and roots of `processes` that are in none of `mounts`, the text of mountinfo;
+/// `host_mounts` is the host's.
 ///
 /// The standard streams are the caller's to choose, and with them their copies.
-pub(super) fn outside(processes: &[Pid], mounts: &str) -> Vec<Outside> {
-    let ids: BTreeSet<&str> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
+pub(super) fn outside(processes: &[Pid], mounts: &str, host_mounts: &str) -> Vec<Outside> {
+    let ids_of = |mounts| -> BTreeSet<&str> {
+        str::lines(mounts)
+            .filter_map(|line| line.split(' ').next())
+            .collect()
+    };
+    let (ids, host_ids) = (ids_of(mounts), ids_of(host_mounts));
     let is_root = |line: &str| line.split(' ').nth(4) == Some("/");
     let mut found = Vec::new();
     let mut looked_at = 0;
@@ -54,7 +66,16 @@ pub(super) fn outside(processes: &[Pid], mounts: &str) -> Vec<Outside> {
                 continue;
             }
             let info = read(&format!("{directory}/fdinfo/{number}")).unwrap_or_default();
-            if mount_id(&info).is_some_and(|id| !ids.contains(id)) {
+            let Some(id) = mount_id(&info) else {
+                continue;
+            };
+            let is_of_no_mount = |name: &std::path::PathBuf| {
+                let name = name.to_string_lossy();
+                OF_NO_MOUNT.iter().any(|begin| name.starts_with(begin))
+            };
+            // The name alone says nothing: a file of the host could have it.
+            let is_memory = !host_ids.contains(id) && own.as_ref().is_some_and(is_of_no_mount);
+            if !ids.contains(id) && !is_memory {
                 push(&mut found, format!("{directory}/fd/{number}"));
             }
         }

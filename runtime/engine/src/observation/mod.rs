@@ -139,6 +139,9 @@ pub fn observe(pid: Pid, others: &[Pid]) -> Result<Observation, Error> {
         read(&path).context(|| format!("cannot read {path}"))
     };
     let mounts = text("mountinfo")?;
+    let host_mounts = read("/proc/1/mountinfo")
+        .or_else(|_| read("/proc/self/mountinfo"))
+        .context(|| "cannot read /proc/self/mountinfo".to_owned())?;
     let mut processes = vec![pid];
     processes.extend(others.iter().filter(|other| **other != pid));
     let status = text("status")?;
@@ -148,10 +151,8 @@ pub fn observe(pid: Pid, others: &[Pid]) -> Result<Observation, Error> {
         kernel: read("/proc/version").unwrap_or_default().trim().to_owned(),
         namespaces: namespaces(pid)?,
         uid_map: text("uid_map")?,
-        outside: descriptors::outside(&processes, &mounts),
-        host_mounts: read("/proc/1/mountinfo")
-            .or_else(|_| read("/proc/self/mountinfo"))
-            .context(|| "cannot read /proc/self/mountinfo".to_owned())?,
+        outside: descriptors::outside(&processes, &mounts, &host_mounts),
+        host_mounts,
         mounts,
         label: label(&file("attr/current")),
         threads: threads(&processes),
@@ -252,6 +253,10 @@ mod tests {
 
     #[test]
     fn this_process_is_in_the_hosts_namespaces_and_holds_nothing_outside() {
+        // What a descriptor of memory leads to is nothing of the host's.
+        let _memory =
+            nix::sys::memfd::memfd_create(c"name", nix::sys::memfd::MemFdCreateFlag::empty())
+                .unwrap();
         let seen = observe(nix::unistd::getpid(), &[]).unwrap();
         assert!(
             seen.namespaces
