@@ -10,7 +10,7 @@ use integration::{
 use serde_json::{Value, json};
 
 use crate::containerd::{LIMIT, SOCKET, configuration, daemon_of, pids_of};
-use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
+use crate::{CONTAINER, Entry, IMAGE, Reason, Start};
 
 /// The image of a sandbox: it only waits.
 const PAUSE: &str = "localhost/rt-pause:latest";
@@ -27,14 +27,9 @@ pub const CLAIMS: &[Entry<Cri>] = &[
     Entry::essential("a_pod_lives_through_its_life", a_pod_lives_through_its_life),
     Entry::essential("a_pods_containers_share", a_pods_containers_share),
     Entry::essential("a_pod_has_a_network", a_pod_has_a_network),
-    Entry::further(
-        "a_container_is_out_of_memory",
-        BOTH,
-        a_container_is_out_of_memory,
-    ),
-    Entry::further(
+    Entry::essential("a_container_is_out_of_memory", a_container_is_out_of_memory),
+    Entry::essential(
         "a_container_that_cannot_be_is_explained",
-        BOTH,
         a_container_that_cannot_be_is_explained,
     ),
     Entry::further(

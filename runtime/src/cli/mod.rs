@@ -28,6 +28,7 @@ use crate::isolation::Model;
 use crate::lifecycle::{self, Lifecycle};
 use crate::log;
 use crate::state::Store;
+use crate::verify::attack::Attacker;
 use crate::{bench, doctor, error_chain, guest, image, install, verify};
 
 /// The state root of the superuser.
@@ -322,8 +323,13 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Install(arguments) => arguments.run(&mut out)?,
         Command::Verify(arguments) => {
-            let base = spec::configuration(false);
-            return Ok(arguments.run(&context.lifecycle, &base, global.isolation, &mut out)?);
+            let attacker = Attacker {
+                bundle: None,
+                base: &spec::configuration(!nix::unistd::geteuid().is_root()),
+                config: global.config.as_deref(),
+            };
+            let asked = global.isolation;
+            return Ok(arguments.run(&context.lifecycle, attacker, asked, &mut out)?);
         }
     }
     Ok(0)

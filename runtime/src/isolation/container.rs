@@ -296,11 +296,21 @@ impl Isolation for ContainerModel {
         engine::processes(&cgroup_of(container)?).map_err(IsolationError::failed)
     }
 
+    fn console(&self, _: &Target<'_>) -> Result<Vec<u8>, IsolationError> {
+        Err(IsolationError::Unsupported {
+            model: Model::Container,
+            operation: "logs --console",
+            reason: "its kernel is the host's, whose messages dmesg(1) prints",
+        })
+    }
+
     fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
         let init = Pid::from_raw(container.pid.ok_or(IsolationError::NotRunning)?);
         let pids = cgroup_of(container)?
             .pids()
             .map_err(IsolationError::failed)?;
-        engine::observation::observe(init, &pids).map_err(IsolationError::failed)
+        let (spec, _) = bundle::load_config(&container.dir.join(SAVED_CONFIG))
+            .map_err(IsolationError::failed)?;
+        engine::observation::observe(init, &pids, Some(&spec)).map_err(IsolationError::failed)
     }
 }

@@ -430,6 +430,12 @@ pub trait Isolation: Sync {
     /// They could not be read.
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError>;
 
+    /// What the container's own kernel wrote to its console, also after its end.
+    ///
+    /// # Errors
+    /// It has none, or it cannot be read.
+    fn console(&self, container: &Target<'_>) -> Result<Vec<u8>, IsolationError>;
+
     /// What the kernel that runs the container says of its processes: the host's, or the guest's, which is as trusted as
     /// the guest.
     ///

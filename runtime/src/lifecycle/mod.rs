@@ -436,6 +436,17 @@ impl Lifecycle {
             .processes(&self.target(&record, &dir))?)
     }
 
+    /// What the container's own kernel wrote to its console, also after its end.
+    ///
+    /// # Errors
+    /// It has none, or it cannot be read.
+    pub fn console(&self, id: &ContainerId) -> Result<Vec<u8>, Error> {
+        let record = self.load(id)?;
+        let dir = self.store.dir(id);
+        let target = self.target(&record, &dir);
+        Ok(record.isolation.isolation().console(&target)?)
+    }
+
     /// What is known of a running container, to be compared: what was asked for, and what the kernel says.
     ///
     /// # Errors

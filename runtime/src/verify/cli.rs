@@ -3,8 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde_json::Value;
-
+use super::attack::Attacker;
 use super::policy::Policy;
 use super::report::Format;
 use super::{VerifyError, attacks, bundle, container, process};
@@ -51,14 +50,14 @@ pub enum Error {
 }
 
 impl Args {
-    /// Prints the report and returns the exit code.
+    /// Prints the report and returns the exit code. The attacker's bundle is the one that is named, if any.
     ///
     /// # Errors
     /// There is nothing to report on, or `out` cannot be written.
     pub fn run(
         &self,
         lifecycle: &Lifecycle,
-        base: &Value,
+        attacker: Attacker<'_>,
         asked: Option<Model>,
         out: &mut impl Write,
     ) -> Result<u8, Error> {
@@ -76,7 +75,13 @@ impl Args {
                     Some(model) => vec![model],
                     None => models.filter(|model| usable.of(*model).usable).collect(),
                 };
-                attacks(directory.map(Path::new), base, &models)?
+                attacks(
+                    Attacker {
+                        bundle: directory.map(Path::new),
+                        ..attacker
+                    },
+                    &models,
+                )?
             }
             (None, directory) => bundle(Path::new(directory.unwrap_or(".")), &policy)?,
         };

@@ -70,10 +70,13 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
             .enumerate()
             .map(|(index, one)| Fact::new(format!("mounts[{index}]"), mount(directory, one)))
             .collect(),
-        root: spec.root().as_ref().map(|root| {
-            let path = directory.join(root.path());
-            path.canonicalize().unwrap_or(path)
-        }),
+        root: Fact::new(
+            "root.path",
+            spec.root().as_ref().map(|root| {
+                let path = directory.join(root.path());
+                path.canonicalize().unwrap_or(path)
+            }),
+        ),
         root_is_read_only: Fact::new(
             "root.readonly",
             spec.root().as_ref().and_then(|root| root.readonly()) == Some(true),
@@ -94,6 +97,12 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
         has_cpu_limit: Fact::new(
             "linux.resources.cpu.quota",
             limit(resources.and_then(|all| all.cpu().as_ref()?.quota())).is_some(),
+        ),
+        oom_score: Fact::new(
+            "process.oomScoreAdj",
+            process
+                .and_then(|process| process.oom_score_adj())
+                .unwrap_or(0),
         ),
         hooks: hooks(spec),
         outside: Vec::new(),
@@ -202,19 +211,24 @@ fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeS
         .collect()
 }
 
-fn sysctls(linux: &Linux) -> Vec<Fact<String>> {
-    let mut names: Vec<&String> = linux
+/// The names of the kernel parameters, as they are written, in their order.
+pub(super) fn sysctl_names(linux: &Linux) -> Vec<&str> {
+    let mut names: Vec<&str> = linux
         .sysctl()
         .iter()
         .flatten()
-        .map(|(name, _)| name)
+        .map(|(name, _)| name.as_str())
         .collect();
-    names.sort();
-    let fact = |name: &String| {
+    names.sort_unstable();
+    names
+}
+
+fn sysctls(linux: &Linux) -> Vec<Fact<String>> {
+    let fact = |name: &str| {
         // Slashes and dots stand for each other in the name of a parameter.
         Fact::new(format!("linux.sysctl[{name:?}]"), name.replace('/', "."))
     };
-    names.into_iter().map(fact).collect()
+    sysctl_names(linux).into_iter().map(fact).collect()
 }
 
 fn mount(directory: &Path, given: &SpecMount) -> Mount {

@@ -100,7 +100,7 @@ fn shares(posture: &Posture, asked: &Posture) -> Property {
         .collect();
     let is_asked = |source: &PathBuf| {
         let mut mounts = asked.mounts.iter();
-        asked.root.as_ref() == Some(source)
+        asked.root.value.as_ref() == Some(source)
             || mounts.any(|fact| fact.value.source.as_ref() == Some(source))
     };
     let text = |(source, mount): &(&PathBuf, &Mount)| {
@@ -252,6 +252,7 @@ mod tests {
                 .to_owned(),
             host_mounts: "20 1 8:1 / / rw - ext4 /dev/sda1 rw\n".to_owned(),
             label: None,
+            oom_score: 0,
             threads: vec![thread(7, KEPT), thread(8, FILES)],
             absent: Vec::new(),
             outside: Vec::new(),
@@ -268,7 +269,7 @@ mod tests {
         let mut guest = vmm.clone();
         guest.kernel = "Linux version 2".to_owned();
         let mut asked = nothing();
-        asked.root = Some("/b/rootfs".into());
+        asked.root.value = Some("/b/rootfs".into());
         let mut all = properties(&vmm, &live::posture(&vmm), &guest, &asked);
         // The threads are none that could be held.
         all.retain(|one| one.name != "jail.seccomp");

@@ -8,6 +8,7 @@ use std::path::Path;
 use oci_spec::runtime::{Linux, LinuxIdMapping, Process, Spec};
 use serde_json::Value;
 
+use super::config::sysctl_names;
 use super::rules::Weakness;
 
 /// Properties of the specification that our parser does not know, and that are no slip of whoever wrote them: those of
@@ -235,14 +236,7 @@ fn sysctls(linux: &Linux, found: &mut Vec<Weakness>) {
             .flatten()
             .any(|one| one.typ() == kind)
     };
-    let mut names: Vec<&String> = linux
-        .sysctl()
-        .iter()
-        .flatten()
-        .map(|(name, _)| name)
-        .collect();
-    names.sort();
-    for name in names {
+    for name in sysctl_names(linux) {
         let dotted = name.replace('/', ".");
         let owner = match dotted.as_str() {
             one if one.starts_with("net.") => Some((Kind::Network, "network")),

@@ -43,7 +43,7 @@ pub fn posture(seen: &Observation) -> Posture {
         sysctls: Vec::new(),
         masked: Fact::new(file("mountinfo"), mounts.masked(&seen.absent)),
         read_only: Fact::new(file("mountinfo"), mounts.read_only()),
-        root: root.and_then(|root| mounts.source(root)),
+        root: Fact::new(file("mountinfo"), root.and_then(|root| mounts.source(root))),
         root_is_read_only: Fact::new(
             file("mountinfo"),
             root.is_some_and(|root| root.is_read_only),
@@ -63,6 +63,7 @@ pub fn posture(seen: &Observation) -> Posture {
         memory_limit: Fact::new("the cgroup's memory limit", seen.limits.memory),
         pids_limit: Fact::new("the cgroup's pids limit", seen.limits.pids),
         has_cpu_limit: Fact::new("the cgroup's cpu limit", seen.limits.cpu.is_some()),
+        oom_score: Fact::new(file("oom_score_adj"), seen.oom_score),
         hooks: Vec::new(),
         outside: seen
             .outside
@@ -406,6 +407,7 @@ mod tests {
 22 20 8:1 /srv /srv rw shared:3 - ext4 /dev/sda1 rw
 ",
             "label": null,
+            "oom_score": 0,
             "threads": [
                 {"pid": 7, "tid": 7, "status": "Uid:\t100000\t100000\t100000\t100000\nCapBnd:\t0000000000000401\nNoNewPrivs:\t1\nSeccomp:\t2"},
                 {"pid": 8, "tid": 9, "status": "Uid:\t100001\t100001\t100001\t100001\nCapBnd:\t8000000000000401\nNoNewPrivs:\t0\nSeccomp:\t2"}

@@ -30,6 +30,7 @@ use crate::id::{ContainerId, IdError};
 use crate::isolation::Model;
 use crate::lifecycle::{self, Lifecycle};
 
+use attack::Attacker;
 use conformance::Property;
 use filter::Filter;
 use policy::{Policy, PolicyError, Severity};
@@ -151,7 +152,7 @@ pub fn container(
     let asked = asked(&seen.bundle, &seen.spec);
     let compared = conformance::compare(&seen.spec, &asked, &found);
     if seen.isolation == Model::Microvm {
-        let vmm = engine::observation::observe(Pid::from_raw(seen.pid), &[]);
+        let vmm = engine::observation::observe(Pid::from_raw(seen.pid), &[], None);
         let vmm = vmm.map_err(|source| VerifyError::Process {
             pid: seen.pid,
             source,
@@ -171,9 +172,10 @@ pub fn container(
 /// # Errors
 /// It cannot be looked at, or the bundle is wrong.
 pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Report, VerifyError> {
-    let seen = engine::observation::observe(Pid::from_raw(pid), &[])
-        .map_err(|source| VerifyError::Process { pid, source })?;
     let draft = bundle.map(Draft::read).transpose()?;
+    let spec = draft.as_ref().map(|draft| &draft.spec);
+    let seen = engine::observation::observe(Pid::from_raw(pid), &[], spec)
+        .map_err(|source| VerifyError::Process { pid, source })?;
     let mut examination = Examination::new(policy);
     let found = live::posture(&seen);
     if let Some(draft) = draft {
@@ -184,18 +186,13 @@ pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Repor
     Ok(examination.report(&format!("process {pid}")))
 }
 
-/// Runs a hostile program in a container of each model, with the rights that the bundle gives or, without one, the few of
-/// a container that is made from `base`.
+/// Runs a hostile program in a container of each model.
 ///
 /// # Errors
 /// It cannot be run.
-pub fn attacks(
-    directory: Option<&Path>,
-    base: &serde_json::Value,
-    models: &[Model],
-) -> Result<Report, VerifyError> {
-    let properties = attack::attempt(directory, base, models)?;
-    let subject = directory.map_or_else(
+pub fn attacks(attacker: Attacker<'_>, models: &[Model]) -> Result<Report, VerifyError> {
+    let properties = attack::attempt(attacker, models)?;
+    let subject = attacker.bundle.map_or_else(
         || "a container that asks for little".to_owned(),
         |directory| directory.to_string_lossy().into_owned(),
     );

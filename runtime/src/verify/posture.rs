@@ -158,7 +158,7 @@ pub struct Posture {
     /// Mounts, in their order, without the root.
     pub mounts: Vec<Fact<Mount>>,
     /// The root file system's path on the host, where it is known.
-    pub root: Option<PathBuf>,
+    pub root: Fact<Option<PathBuf>>,
     /// Whether the root file system is read-only.
     pub root_is_read_only: Fact<bool>,
     /// Whether what is mounted in the root file system appears on the host.
@@ -171,6 +171,8 @@ pub struct Posture {
     pub pids_limit: Fact<Option<u64>>,
     /// Whether its processor time is limited.
     pub has_cpu_limit: Fact<bool>,
+    /// How much rather than others it is ended where memory runs out; negative: rather others.
+    pub oom_score: Fact<i32>,
     /// Programs that run on the host for it.
     pub hooks: Vec<Fact<String>>,
     /// What its processes hold open outside its mounts.
@@ -180,6 +182,7 @@ pub struct Posture {
 impl Posture {
     /// Takes what the mounts show from `given`, mounts outside of the container: it cannot see where they are from.
     pub fn replace_sources(&mut self, given: Vec<Fact<Mount>>) {
+        self.root.value = None;
         for mount in &mut self.mounts {
             mount.value.source = None;
         }

@@ -297,6 +297,18 @@ const PLANTED: &[Planted] = &[
         "/ of the host",
     ),
     (
+        |c| c["root"]["path"] = json!("/"),
+        "host-paths",
+        "root.path",
+        "the root file system is / of the host",
+    ),
+    (
+        |c| c["process"]["oomScoreAdj"] = json!(-999),
+        "oom-score",
+        "process.oomScoreAdj",
+        "-999",
+    ),
+    (
         |c| c["mounts"][5]["source"] = json!("/etc"),
         "host-paths",
         "mounts[5]",

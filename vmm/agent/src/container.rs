@@ -191,7 +191,7 @@ impl Container {
     /// Tells what the kernel says of the processes.
     pub(crate) fn observe(&self, init: i32) -> Encoded {
         let pids = self.cgroup()?.pids().map_err(|error| internal(&error))?;
-        let seen = engine::observation::observe(Pid::from_raw(init), &pids);
+        let seen = engine::observation::observe(Pid::from_raw(init), &pids, Some(&self.spec));
         let seen = seen.map_err(|error| internal(&error))?;
         let observation = serde_json::to_vec(&seen).map_err(|error| internal(&error))?;
         Ok(ObserveResponse { observation }.encode_to_vec())

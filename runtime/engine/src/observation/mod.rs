@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
@@ -72,7 +73,9 @@ pub struct Observation {
     pub label: Option<String>,
     /// Every thread of every process.
     pub threads: Vec<Thread>,
-    /// Which of the kernel's sensitive files it does not have.
+    /// `/proc/pid/oom_score_adj`.
+    pub oom_score: i32,
+    /// Which of the kernel's sensitive files, and of those that the configuration names, there are not.
     pub absent: Vec<String>,
     /// Descriptors, working directories and roots that are in none of the process's mounts.
     pub outside: Vec<Outside>,
@@ -128,11 +131,12 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 
-/// Looks at the process `pid`, and at the threads and descriptors of `others`, which are of the same container.
+/// Looks at the process `pid`, and at the threads and descriptors of `others`, which are of the same container. `spec` is
+/// what it was made from, if that is known: which of the paths to be hidden there are is then told too.
 ///
 /// # Errors
 /// The process is not there, or its files cannot be read by this user.
-pub fn observe(pid: Pid, others: &[Pid]) -> Result<Observation, Error> {
+pub fn observe(pid: Pid, others: &[Pid], spec: Option<&Spec>) -> Result<Observation, Error> {
     let file = |name: &str| format!("/proc/{pid}/{name}");
     let text = |name: &str| {
         let path = file(name);
@@ -156,11 +160,8 @@ pub fn observe(pid: Pid, others: &[Pid]) -> Result<Observation, Error> {
         mounts,
         label: label(&file("attr/current")),
         threads: threads(&processes),
-        absent: SENSITIVE
-            .into_iter()
-            .filter(|path| !Path::new(path).exists())
-            .map(str::to_owned)
-            .collect(),
+        oom_score: text("oom_score_adj")?.trim().parse().unwrap_or(0),
+        absent: absent(spec),
         devices: cgroups.devices(),
         limits: cgroups.limits(),
         seccomp: if cgroups.are_frozen_by_v1() {
@@ -193,6 +194,18 @@ fn label(path: &str) -> Option<String> {
     let text = read(path).ok()?;
     let text = text.trim_matches(['\0', '\n', ' ']);
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Which of the kernel's files that are sensitive, or to be hidden or protected, there are not.
+fn absent(spec: Option<&Spec>) -> Vec<String> {
+    let linux = spec.and_then(|spec| spec.linux().as_ref());
+    let lists = linux.map(|linux| [linux.masked_paths(), linux.readonly_paths()]);
+    let named = lists.into_iter().flatten().flatten().flatten();
+    let known = SENSITIVE.into_iter().chain(named.map(String::as_str));
+    known
+        .filter(|path| !Path::new(path).exists())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn namespaces(pid: Pid) -> Result<BTreeMap<String, Namespace>, Error> {
@@ -257,7 +270,7 @@ mod tests {
         let _memory =
             nix::sys::memfd::memfd_create(c"name", nix::sys::memfd::MemFdCreateFlag::empty())
                 .unwrap();
-        let seen = observe(nix::unistd::getpid(), &[]).unwrap();
+        let seen = observe(nix::unistd::getpid(), &[], None).unwrap();
         assert!(
             seen.namespaces
                 .values()
@@ -270,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_is_an_error_that_names_its_file() {
-        let error = observe(Pid::from_raw(i32::MAX), &[]).unwrap_err();
+        let error = observe(Pid::from_raw(i32::MAX), &[], None).unwrap_err();
         let text = crate::error_chain(&error);
         assert!(
             text.starts_with("cannot read /proc/2147483647/mountinfo: "),

@@ -354,6 +354,11 @@ impl Isolation for MicrovmModel {
         ))
     }
 
+    fn console(&self, container: &Target<'_>) -> Result<Vec<u8>, IsolationError> {
+        let path = pod::machine_of(container.dir).join(vmm_process::CONSOLE_LOG);
+        fs::read(path).map_err(io_error("read the guest's console"))
+    }
+
     fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
         let response = call::<Observe>(container, &name(container))?;
         serde_json::from_slice(&response.observation).map_err(IsolationError::failed)

@@ -11,7 +11,7 @@ pub mod program;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fs, io};
@@ -88,37 +88,39 @@ pub enum AttackError {
     },
 }
 
-/// Tries all attacks in containers that have the rights of the bundle in `directory` (without one, those of a container
-/// that asks for little) in the given models.
+/// What the attacks are tried from.
+#[derive(Clone, Copy, Debug)]
+pub struct Attacker<'a> {
+    /// The bundle whose rights it has; none: those of a container that asks for little.
+    pub bundle: Option<&'a Path>,
+    /// The configuration that such a container is made from.
+    pub base: &'a Value,
+    /// The administrator's configuration, if it is not at the default place.
+    pub config: Option<&'a Path>,
+}
+
+/// Tries all attacks in containers of the given models.
 ///
 /// # Errors
 /// The container does not run.
-pub fn attempt(
-    directory: Option<&Path>,
-    base: &Value,
-    models: &[Model],
-) -> Result<Vec<Property>, VerifyError> {
+pub fn attempt(attacker: Attacker<'_>, models: &[Model]) -> Result<Vec<Property>, VerifyError> {
     let mut properties = Vec::new();
     for model in models {
-        properties.extend(in_model(directory, base, *model)?);
+        properties.extend(in_model(attacker, *model)?);
     }
     Ok(properties)
 }
 
-fn in_model(
-    directory: Option<&Path>,
-    base: &Value,
-    model: Model,
-) -> Result<Vec<Property>, VerifyError> {
+fn in_model(attacker: Attacker<'_>, model: Model) -> Result<Vec<Property>, VerifyError> {
     let place = tempfile::Builder::new()
         .prefix("rt-attack-")
         .tempdir()
         .map_err(AttackError::from)?;
     let bait = Bait::lay(&place.path().join("bait")).map_err(AttackError::from)?;
-    let bundle = prepare(place.path(), directory, base, &bait)?;
+    let bundle = prepare(place.path(), attacker, &bait)?;
     let loaded = Bundle::load(&bundle)?;
     let asked = asked(loaded.dir(), loaded.spec());
-    let outcomes = run(place.path(), &bundle, model)?;
+    let outcomes = run(place.path(), &bundle, attacker.config, model)?;
     let filters = asked.seccomp.value.clone().unwrap_or_default();
     let property = |attack: &Attack| {
         let outcome = outcomes.get(attack.id);
@@ -190,13 +192,8 @@ fn wall<'a>(attack: &Attack, error: &str, asked: &Posture, filters: &[Filter]) -
     }
 }
 
-/// Makes the bundle: the rights of the one in `directory`, and a root file system with nothing but the attacker.
-fn prepare(
-    place: &Path,
-    directory: Option<&Path>,
-    base: &Value,
-    bait: &Bait,
-) -> Result<std::path::PathBuf, VerifyError> {
+/// Makes the bundle: the attacker's rights, and a root file system with nothing but the attacker.
+fn prepare(place: &Path, attacker: Attacker<'_>, bait: &Bait) -> Result<PathBuf, VerifyError> {
     let bundle = place.join("bundle");
     let rootfs = bundle.join("rootfs");
     let prepared = || -> io::Result<()> {
@@ -212,13 +209,13 @@ fn prepare(
         fs::set_permissions(rootfs.join("tmp"), fs::Permissions::from_mode(0o1777))
     };
     prepared().map_err(AttackError::from)?;
-    let mut config = match directory {
+    let mut config = match attacker.bundle {
         Some(directory) => {
             let loaded = Bundle::load(directory)?;
             serde_json::to_value(loaded.spec()).map_err(AttackError::from)?
         }
         None => {
-            let mut config = base.clone();
+            let mut config = attacker.base.clone();
             confine(&mut config);
             config
         }
@@ -264,12 +261,16 @@ fn confine(config: &mut Value) {
 fn run(
     place: &Path,
     bundle: &Path,
+    config: Option<&Path>,
     model: Model,
 ) -> Result<BTreeMap<String, Outcome>, AttackError> {
     let id = format!("rt-attack-{}", std::process::id());
     let rt = || -> io::Result<Command> {
         let mut rt = Command::new(engine::own_path()?);
         rt.arg("--root").arg(place.join("state"));
+        if let Some(config) = config {
+            rt.arg("--config").arg(config);
+        }
         Ok(rt)
     };
     let out = place.join("out");

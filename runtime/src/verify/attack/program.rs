@@ -114,7 +114,7 @@ impl Attack {
 }
 
 /// Every attack.
-pub(super) const ATTACKS: [Attack; 29] = [
+pub(super) const ATTACKS: [Attack; 33] = [
     attack(
         "host-file",
         "read a file of the host by its path, or through /proc",
@@ -284,6 +284,33 @@ pub(super) const ATTACKS: [Attack; 29] = [
         LIMITS,
         fork_bomb,
     ),
+    attack(
+        "memory-bomb",
+        "fill more memory than it may",
+        LIMITS,
+        memory_bomb,
+    ),
+    attack(
+        "shared-memory",
+        "fill the host's memory through /dev/shm",
+        "the size of its tmpfs",
+        shared_memory,
+    ),
+    attack(
+        "io-uring",
+        "have calls made behind the filter by io_uring",
+        KERNEL,
+        io_uring,
+    )
+    .by("io_uring_setup"),
+    attack(
+        "userfaultfd",
+        "hold the kernel in a page fault",
+        KERNEL,
+        userfaultfd,
+    )
+    .by("userfaultfd")
+    .with("CAP_SYS_PTRACE"),
 ];
 
 /// Whether a process was called as the attacker, or as its bait; it then is that.
@@ -856,4 +883,51 @@ fn fork_bomb(_: &Told) -> Result<Got, Failed> {
         let _ = waitpid(child, None);
     }
     result
+}
+
+fn memory_bomb(_: &Told) -> Result<Got, Failed> {
+    // Each page has to be there: one that was never written is none.
+    let mut pages: Vec<Vec<u8>> = Vec::new();
+    let mut filled = 0;
+    while filled < MEMORY {
+        let piece = 1 << 20;
+        let mut page = Vec::new();
+        page.try_reserve_exact(piece)
+            .map_err(|_| Failed::Errno(Errno::ENOMEM))?;
+        page.resize(piece, 1);
+        pages.push(page);
+        filled += piece as u64;
+    }
+    // They are in use until here.
+    std::hint::black_box(&pages);
+    Ok(Got::Kernel("memory without a limit was filled"))
+}
+
+fn shared_memory(_: &Told) -> Result<Got, Failed> {
+    let path = "/dev/shm/rt-attack-memory";
+    let mut file = File::create(path)?;
+    let piece = vec![1; 1 << 20];
+    let mut written = Ok(());
+    for _ in 0..(MEMORY >> 20) {
+        written = file.write_all(&piece);
+        if written.is_err() {
+            break;
+        }
+    }
+    let _ = fs::remove_file(path);
+    written?;
+    Ok(Got::Kernel("a tmpfs without a size was filled"))
+}
+
+fn io_uring(_: &Told) -> Result<Got, Failed> {
+    // Kernel ABI: `struct io_uring_params`, 120 bytes.
+    let mut parameters = [0_u8; 120];
+    // SAFETY: the kernel reads and writes the structure, of its size.
+    Errno::result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })?;
+    Ok(Got::Kernel("the kernel takes io_uring"))
+}
+
+fn userfaultfd(_: &Told) -> Result<Got, Failed> {
+    call(libc::SYS_userfaultfd, [0; 4])?;
+    Ok(Got::Kernel("faults of the kernel can be held"))
 }

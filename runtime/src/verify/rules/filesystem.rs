@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness};
+use super::{
+    FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if,
+};
 use crate::verify::posture::{Fact, Mount, Posture};
 
 const MOUNT_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/mount_namespaces.7.html";
@@ -145,6 +147,15 @@ pub(super) const HOST_PATHS: Rule = Rule {
     },
     judge: |posture, setting| {
         let mut weaknesses = Vec::new();
+        // A bundle may lie anywhere, but not its root where the host's own things are.
+        let root = posture.root.value.as_deref().map(|root| {
+            let mut forbidden = setting.forbid.iter();
+            (root, forbidden.any(|one| Path::new(one).starts_with(root)))
+        });
+        if let Some((root, true)) = root {
+            let what = format!("the root file system is {} of the host", root.display());
+            weaknesses.push(Weakness::new(&posture.root.at, what));
+        }
         for Fact { at, value: mount } in &posture.mounts {
             let Some(source) = &mount.source else {
                 continue;
@@ -272,10 +283,7 @@ pub(super) const WRITABLE_ROOT: Rule = Rule {
     reference: "https://github.com/opencontainers/runtime-spec/blob/main/config.md#root",
     judge: |posture, _| {
         let fact = &posture.root_is_read_only;
-        (!fact.value)
-            .then(|| Weakness::new(&fact.at, "the root file system can be written"))
-            .into_iter()
-            .collect()
+        weakness_if(!fact.value, &fact.at, "the root file system can be written")
     },
     ..RULE
 };

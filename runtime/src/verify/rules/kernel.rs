@@ -1,6 +1,6 @@
 //! What of the kernel a container reaches: system calls, security modules, parameters.
 
-use super::{ALLOW, FORBID, POD_SECURITY, RULE, Rule, Weakness};
+use super::{ALLOW, FORBID, POD_SECURITY, RULE, Rule, Weakness, weakness_if};
 use crate::verify::filter::{self, Call, Filter};
 use crate::verify::posture::Fact;
 
@@ -89,10 +89,7 @@ pub(super) const APPARMOR: Rule = Rule {
     judge: |posture, _| {
         let fact = &posture.apparmor;
         let is_unconfined = fact.value.as_deref() == Some("unconfined");
-        is_unconfined
-            .then(|| Weakness::new(&fact.at, "\"unconfined\""))
-            .into_iter()
-            .collect()
+        weakness_if(is_unconfined, &fact.at, "\"unconfined\"")
     },
     ..RULE
 };

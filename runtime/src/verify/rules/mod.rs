@@ -30,6 +30,14 @@ impl Weakness {
     }
 }
 
+/// What is found at a place where something is weak, and else nothing.
+fn weakness_if(is_weak: bool, at: &str, what: impl Into<String>) -> Vec<Weakness> {
+    is_weak
+        .then(|| Weakness::new(at, what))
+        .into_iter()
+        .collect()
+}
+
 /// Which lists a rule's setting has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lists {
@@ -101,7 +109,7 @@ pub const UNKNOWN_PROPERTY: &str = "unknown-property";
 pub const UNSUPPORTED: &str = "unsupported";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 30] = [
+pub static ALL: [Rule; 31] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -148,6 +156,7 @@ pub static ALL: [Rule; 30] = [
     resources::MEMORY_LIMIT,
     resources::PIDS_LIMIT,
     resources::CPU_LIMIT,
+    resources::OOM_SCORE,
     resources::HOOKS,
     resources::OPEN_DESCRIPTORS,
 ];

@@ -1,6 +1,6 @@
 //! What a container may use up, which devices it has, and what runs for it outside.
 
-use super::{ALLOW, RULE, RUNTIME_SPEC, Rule, Weakness};
+use super::{ALLOW, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if};
 use crate::verify::posture::{Devices, Fact};
 
 const CGROUPS: &str = "https://docs.kernel.org/admin-guide/cgroup-v2.html";
@@ -47,11 +47,11 @@ pub(super) const PIDS_LIMIT: Rule = Rule {
 };
 
 fn without(limit: &Fact<Option<u64>>, of: &str) -> Vec<Weakness> {
-    let has_none = limit.value.is_none();
-    has_none
-        .then(|| Weakness::new(&limit.at, format!("{of} is not limited")))
-        .into_iter()
-        .collect()
+    weakness_if(
+        limit.value.is_none(),
+        &limit.at,
+        format!("{of} is not limited"),
+    )
 }
 
 pub(super) const CPU_LIMIT: Rule = Rule {
@@ -61,10 +61,23 @@ pub(super) const CPU_LIMIT: Rule = Rule {
     reference: CGROUPS,
     judge: |posture, _| {
         let fact = &posture.has_cpu_limit;
-        (!fact.value)
-            .then(|| Weakness::new(&fact.at, "processor time is not limited"))
-            .into_iter()
-            .collect()
+        weakness_if(!fact.value, &fact.at, "processor time is not limited")
+    },
+    ..RULE
+};
+
+pub(super) const OOM_SCORE: Rule = Rule {
+    id: "oom-score",
+    why: "where memory runs out, the kernel ends the host's own processes before those of the container",
+    fix: "leave process.oomScoreAdj out, or set it to 0 or more",
+    reference: "https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html",
+    judge: |posture, _| {
+        let fact = &posture.oom_score;
+        weakness_if(
+            fact.value < 0,
+            &fact.at,
+            format!("the score is {}", fact.value),
+        )
     },
     ..RULE
 };

@@ -1,6 +1,6 @@
 //! Who the container's processes are: namespaces, users and capabilities.
 
-use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness};
+use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if};
 use crate::verify::posture::Sharing;
 
 const USER_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/user_namespaces.7.html";
@@ -33,11 +33,11 @@ pub(super) const USER_NAMESPACE: Rule = Rule {
     reference: USER_NAMESPACES,
     judge: |posture, _| {
         let ids = &posture.user_ids;
-        let has_none = ids.value.is_none();
-        has_none
-            .then(|| Weakness::new(&ids.at, "there is no user namespace of its own"))
-            .into_iter()
-            .collect()
+        weakness_if(
+            ids.value.is_none(),
+            &ids.at,
+            "there is no user namespace of its own",
+        )
     },
     ..RULE
 };
@@ -70,10 +70,11 @@ pub(super) const ROOT_USER: Rule = Rule {
     reference: POD_SECURITY,
     judge: |posture, _| {
         let uid = &posture.uid;
-        (uid.value == 0)
-            .then(|| Weakness::new(&uid.at, "the process is root in the container"))
-            .into_iter()
-            .collect()
+        weakness_if(
+            uid.value == 0,
+            &uid.at,
+            "the process is root in the container",
+        )
     },
     ..RULE
 };
@@ -137,10 +138,7 @@ pub(super) const NEW_PRIVILEGES: Rule = Rule {
     reference: RUNTIME_SPEC,
     judge: |posture, _| {
         let fact = &posture.no_new_privileges;
-        (!fact.value)
-            .then(|| Weakness::new(&fact.at, "programs may gain privileges"))
-            .into_iter()
-            .collect()
+        weakness_if(!fact.value, &fact.at, "programs may gain privileges")
     },
     ..RULE
 };
