@@ -16,6 +16,7 @@ pub mod install;
 pub mod isolation;
 pub mod lifecycle;
 pub mod log;
+pub mod metrics;
 pub mod process;
 pub mod signal;
 pub mod state;

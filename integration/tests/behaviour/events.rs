@@ -1,13 +1,15 @@
 //! `rt events`: what a container uses, and that the kernel killed for want of memory.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use integration::{Claim, Fixture, Model, ensure, ensure_eq, wait_with_limit};
+use integration::{Claim, Fixture, Model, ensure, ensure_eq, eventually, wait_with_limit};
 use serde_json::{Value, json};
 
 use crate::Entry;
+use crate::microvm_failures::any_kernel;
 
 pub const CLAIMS: &[Entry] = &[
     (
@@ -19,6 +21,8 @@ pub const CLAIMS: &[Entry] = &[
         "events_of_a_stopped_container_is_refused",
         events_of_a_stopped_container_is_refused,
     ),
+    ("a_console_is_the_machines", a_console_is_the_machines),
+    ("metrics_tell_what_is_used", metrics_tell_what_is_used),
 ];
 
 fn events_prints_the_use_once_or_until_the_end(fixture: &Fixture) -> Claim {
@@ -105,6 +109,99 @@ fn events_of_a_stopped_container_is_refused(fixture: &Fixture) -> Claim {
         ensure!(
             refused.code() == 1 && refused.stderr.contains("not running"),
             "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+fn a_console_is_the_machines(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let id = fixture.id("console");
+    if fixture.model() == Model::Container {
+        bundle.script("while true; do sleep 1000; done");
+        fixture.start_detached(&bundle, &id)?;
+        let logs = fixture.call(&["logs", "--console", &id])?;
+        ensure_eq!(logs.code(), 1, "exit code");
+        ensure!(
+            logs.stderr.contains("its kernel is the host's"),
+            "{}",
+            logs.stderr
+        );
+        return Ok(());
+    }
+    // A kernel that says what it notices.
+    bundle.spec["vm"] = json!({"kernel": {"path": any_kernel()?, "parameters": ["loglevel=6"]}});
+    bundle.script("while true; do sleep 1000; done");
+    fixture.start_detached(&bundle, &id)?;
+    let logs = fixture.call(&["logs", "--console", &id])?.success()?;
+    ensure!(
+        logs.stdout.contains("Kernel command line: "),
+        "{:?}",
+        logs.stdout
+    );
+    ensure!(!logs.stdout.contains('\r'), "{:?}", logs.stdout);
+    // What is left of it when it has ended is what one wants to read.
+    fixture.call(&["kill", &id, "KILL"])?.success()?;
+    fixture.wait_for_end(&id)?;
+    let after = fixture.call(&["logs", "--console", &id])?.success()?;
+    ensure_eq!(after.stdout, logs.stdout, "after the end");
+    Ok(())
+}
+
+fn metrics_tell_what_is_used(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["linux"]["resources"]["pids"] = json!({"limit": 55});
+    bundle.script("while true; do sleep 1000; done");
+    let id = fixture.id("metrics");
+    fixture.start_detached(&bundle, &id)?;
+    let model = fixture.model().name();
+    let labels = format!("{{id=\"{id}\",isolation=\"{model}\"}}");
+    let socket = fixture.dir().join("metrics.sock");
+    let mut server = fixture.rt(&["metrics", "--listen"]);
+    let mut server = server.arg(format!("unix:{}", socket.display())).spawn()?;
+    let asked = eventually(Duration::from_secs(60), || {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: rt\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        ensure!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+        for line in [
+            format!("rt_containers{{isolation=\"{model}\",status=\"running\"}} 1"),
+            format!("rt_container_unreadable{labels} 0"),
+            format!("rt_container_processes_limit{labels} 55"),
+        ] {
+            ensure!(
+                reply.lines().any(|one| one == line),
+                "{line} is not in {reply}"
+            );
+        }
+        let used = format!("rt_container_memory_usage_bytes{labels} ");
+        let used = reply
+            .lines()
+            .find_map(|line| line.strip_prefix(&used)?.parse::<f64>().ok());
+        ensure!(used.is_some_and(|used| used > 0.0), "{reply}");
+        let machine = reply.contains(&format!("rt_machine_memory_usage_bytes{labels}"));
+        ensure_eq!(
+            machine,
+            fixture.model() == Model::Microvm,
+            "whether there is a machine; {reply}"
+        );
+        Ok(())
+    });
+    server.kill()?;
+    server.wait()?;
+    asked?;
+    if fixture.model() == Model::Microvm {
+        // A guest that does not answer holds up nobody.
+        let vmm = fixture.state(&id)?["pid"].to_string();
+        let signal = |name: &str| Command::new("kill").args([name, &vmm]).status();
+        signal("-STOP")?;
+        let told = fixture.call(&["metrics"]);
+        signal("-CONT")?;
+        let told = told?.success()?.stdout;
+        ensure!(
+            told.contains(&format!("rt_container_unreadable{labels} 1\n")),
+            "{told}"
         );
     }
     Ok(())

@@ -70,7 +70,8 @@ fn missing_kernel_names_both_remedies(fixture: &Fixture) -> Claim {
     Ok(())
 }
 
-fn any_kernel() -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
+/// The kernel of a guest that is installed.
+pub fn any_kernel() -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
     let root = std::env::var("RT_GUEST_DIR").unwrap_or_else(|_| "/var/lib/rt/guests".to_owned());
     for entry in fs::read_dir(Path::new(&root))?.flatten() {
         let kernel = entry.path().join("vmlinux");

@@ -10,6 +10,7 @@ mod events;
 mod exec;
 mod features;
 mod list;
+mod logs;
 mod ps;
 mod spec;
 mod update;
@@ -29,7 +30,7 @@ use crate::lifecycle::{self, Lifecycle};
 use crate::log;
 use crate::state::Store;
 use crate::verify::attack::Attacker;
-use crate::{bench, doctor, error_chain, guest, image, install, verify};
+use crate::{bench, doctor, error_chain, guest, image, install, metrics, verify};
 
 /// The state root of the superuser.
 const DEFAULT_ROOT: &str = "/run/rt";
@@ -99,6 +100,7 @@ enum Command {
     List(list::ListArgs),
     Exec(exec::ExecArgs),
     Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
     Pause(control::PauseArgs),
     Resume(control::ResumeArgs),
     Update(update::UpdateArgs),
@@ -114,6 +116,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Install(install::Args),
     Verify(verify::cli::Args),
+    Metrics(metrics::cli::Args),
 }
 
 /// Why a command failed.
@@ -141,6 +144,8 @@ enum CliError {
     Bench(#[from] bench::BenchError),
     #[error(transparent)]
     Install(#[from] install::InstallError),
+    #[error(transparent)]
+    Metrics(#[from] metrics::cli::Error),
     #[error(transparent)]
     Verify(#[from] verify::cli::Error),
     #[error("{0}")]
@@ -300,6 +305,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
                 .map_err(|error| CliError::Exec(Box::new(error)));
         }
         Command::Ps(arguments) => arguments.run(&context)?,
+        Command::Logs(arguments) => arguments.run(&context, &mut out)?,
         Command::Pause(arguments) => arguments.run(&context)?,
         Command::Resume(arguments) => arguments.run(&context)?,
         Command::Update(arguments) => arguments.run(&context)?,
@@ -322,6 +328,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
         }
         Command::Bench(arguments) => writeln!(out, "{}", bench::run(&arguments)?)?,
         Command::Install(arguments) => arguments.run(&mut out)?,
+        Command::Metrics(arguments) => arguments.run(context.lifecycle, &mut out)?,
         Command::Verify(arguments) => {
             let attacker = Attacker {
                 bundle: None,
@@ -417,6 +424,8 @@ mod tests {
             "rt list --format json",
             "rt ps --format json c1",
             "rt ps c1 -ef",
+            "rt logs --console c1",
+            "rt metrics --listen unix:/run/rt/metrics.sock",
             "rt --rootless auto --log a --log b state c1",
             "rt update c1 --memory -1 --cpu-quota -1 --pids-limit -1",
             "rt update --resources - c1",
