@@ -12,7 +12,7 @@ use super::{Error, Lifecycle};
 use crate::id::ContainerId;
 use crate::isolation::{OomWatch, Stats};
 use crate::process::PidFd;
-use crate::state::{Record, Status};
+use crate::state::Record;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,13 +81,13 @@ impl Lifecycle {
 
     fn living(&self, id: &ContainerId) -> Result<Record, Error> {
         let record = self.store.load(id)?;
-        match record.status() {
-            Status::Created | Status::Running | Status::Paused => Ok(record),
-            Status::Creating | Status::Stopped => Err(Error::Status {
-                problem: "container not running",
-                id: id.clone(),
-            }),
+        if record.status().lives() {
+            return Ok(record);
         }
+        Err(Error::Status {
+            problem: "container not running",
+            id: id.clone(),
+        })
     }
 }
 

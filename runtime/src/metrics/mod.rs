@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use engine::cgroup;
+
 use crate::id::ContainerId;
 use crate::isolation::{Model, Stats};
 use crate::lifecycle::{Error, Lifecycle, State};
-use crate::state::Status;
 use text::{Kind, Text};
 
 /// How long is waited for the guests' answers.
@@ -52,7 +53,9 @@ impl Collector {
             .into_iter()
             .map(|state| {
                 let own = match state.isolation {
-                    Model::Container if lives(&state) => self.lifecycle.stats(&state.id).ok(),
+                    Model::Container if state.status.lives() => {
+                        self.lifecycle.stats(&state.id).ok()
+                    }
                     Model::Container => None,
                     Model::Microvm => stats.remove(&state.id.to_string()),
                 };
@@ -67,7 +70,7 @@ impl Collector {
         let (sender, receiver) = channel();
         let mut open = 0;
         for state in all {
-            if state.isolation != Model::Microvm || !lives(state) {
+            if state.isolation != Model::Microvm || !state.status.lives() {
                 continue;
             }
             let id = state.id.to_string();
@@ -111,16 +114,14 @@ fn lock(asked: &Mutex<BTreeSet<String>>) -> std::sync::MutexGuard<'_, BTreeSet<S
     asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lives(state: &State) -> bool {
-    matches!(
-        state.status,
-        Status::Created | Status::Running | Status::Paused
-    )
-}
-
 /// The kernel counts processor time in nanoseconds.
 fn seconds(nanoseconds: u64) -> f64 {
     Duration::from_nanos(nanoseconds).as_secs_f64()
+}
+
+fn bound(stats: &cgroup::Stats) -> Option<f64> {
+    let limit = cgroup::memory_bound(stats.memory.main.limit?)?;
+    Some(limit as f64)
 }
 
 fn render(all: &[Figures]) -> String {
@@ -151,7 +152,7 @@ fn render(all: &[Figures]) -> String {
         Kind::Gauge,
         "1 for a container that lives and whose figures could not be read.",
     );
-    for (state, stats) in all.iter().filter(|(state, _)| lives(state)) {
+    for (state, stats) in all.iter().filter(|(state, _)| state.status.lives()) {
         let unreadable = f64::from(u8::from(stats.is_none()));
         text.sample(&labels(state), unreadable);
     }
@@ -179,15 +180,7 @@ fn render(all: &[Figures]) -> String {
             "rt_container_memory_limit_bytes",
             Kind::Gauge,
             "Limit of the workload's memory, where there is one.",
-            |stats| {
-                stats
-                    .workload
-                    .memory
-                    .main
-                    .limit
-                    .filter(|limit| *limit < 1 << 62)
-                    .map(|limit| limit as f64)
-            },
+            |stats| bound(&stats.workload),
         ),
         (
             "rt_container_oom_kills_total",
@@ -223,12 +216,7 @@ fn render(all: &[Figures]) -> String {
             "rt_machine_memory_limit_bytes",
             Kind::Gauge,
             "Limit of the memory of a microVM's VMM process, where there is one.",
-            |stats| {
-                let limit = stats.machine.as_ref()?.memory.main.limit;
-                limit
-                    .filter(|limit| *limit < 1 << 62)
-                    .map(|limit| limit as f64)
-            },
+            |stats| bound(stats.machine.as_ref()?),
         ),
     ];
     for (name, kind, help, figure) in figures {

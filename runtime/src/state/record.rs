@@ -50,6 +50,11 @@ pub enum Status {
 }
 
 impl Status {
+    /// Whether there are processes, which use something and can be asked for.
+    pub fn lives(self) -> bool {
+        matches!(self, Self::Created | Self::Running | Self::Paused)
+    }
+
     /// As the `state` command spells it.
     pub fn name(self) -> &'static str {
         match self {

@@ -74,21 +74,8 @@ impl Property {
     }
 }
 
-/// What every container may use: what runtimes put into its /dev, and making any node.
-const DEFAULT_DEVICES: [&str; 12] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-    "c 10:200 rwm",
-];
+/// What older runtimes give to every container beside what ours does: the tun device.
+const TUN: &str = "c 10:200 rwm";
 
 /// System call numbers beyond the greatest in use.
 const NUMBERS: u32 = 1024;
@@ -415,8 +402,9 @@ fn mounts(asked: &Posture, found: &Posture, all: &mut Vec<Property>) {
 }
 
 fn devices(asked: &Posture, found: &Posture) -> Property {
-    let defaults = DEFAULT_DEVICES
-        .iter()
+    let defaults = engine::cgroup::default_devices().into_iter();
+    let defaults = defaults
+        .chain([TUN.to_owned()])
         .flat_map(|text| text.parse::<Devices>());
     let allowed: Vec<Devices> = asked
         .devices

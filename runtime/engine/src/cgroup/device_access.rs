@@ -6,20 +6,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use super::devices::{
-    ALL, BPF_CGROUP_DEVICE, BPF_PROG_GET_FD_BY_ID, BPF_PROG_QUERY, IdAttributes, MKNOD,
-    QueryAttributes, READ, WRITE, bpf,
-};
+use super::devices::{Devices, Kind, MKNOD, READ, WRITE, attached, bpf, line};
 use super::{Error, Result, io_error};
 
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
-
-/// How many programs may be in force at once; the kernel's own bound on one cgroup is 64.
-const PROGRAM_LIMIT: usize = 1024;
 
 /// How many steps a program is given.
 const STEP_LIMIT: usize = 1 << 20;
@@ -53,7 +47,10 @@ struct ProgramInfo {
 /// The programs cannot be read by this user, or cannot be understood.
 pub(crate) fn allowed_devices(directory: &Path) -> Result<Vec<String>> {
     let failed = |source| io_error("read the device programs of", directory, source);
-    let programs = effective(directory).map_err(failed)?;
+    let target = fs::File::open(directory).map_err(failed)?;
+    let programs = attached(&target, BPF_F_QUERY_EFFECTIVE).map_err(failed)?;
+    let programs: io::Result<Vec<_>> = programs.into_iter().map(instructions).collect();
+    let programs = programs.map_err(failed)?;
     let access = |kind: u32, major: u32, minor: u32| -> Result<u8> {
         let mut allowed = 0;
         for bit in [READ, WRITE, MKNOD] {
@@ -70,21 +67,26 @@ pub(crate) fn allowed_devices(directory: &Path) -> Result<Vec<String>> {
         Ok(allowed)
     };
     let mut list = Vec::new();
-    for (kind, letter, known) in [(1, 'b', "block"), (2, 'c', "char")] {
+    for (number, kind, known) in [(1, Kind::Block, "block"), (2, Kind::Char, "char")] {
+        let mut push = |major, minor, access| {
+            if access != 0 {
+                list.push(line(&Devices { kind, major, minor }, access));
+            }
+        };
         // Numbers that no device has stand for all.
-        let any = access(kind, NO_MAJOR, NO_MINOR)?;
-        push(&mut list, letter, None, None, any);
+        let any = access(number, NO_MAJOR, NO_MINOR)?;
+        push(None, None, any);
         let devices = known_devices(known);
         let majors: BTreeSet<u32> = devices.iter().map(|(major, _)| *major).collect();
         for major in majors {
-            let of_major = access(kind, major, NO_MINOR)?;
+            let of_major = access(number, major, NO_MINOR)?;
             if of_major & !any != 0 {
-                push(&mut list, letter, Some(major), None, of_major);
+                push(Some(major), None, of_major);
             }
             for (_, minor) in devices.iter().filter(|(own, _)| *own == major) {
-                let of_device = access(kind, major, *minor)?;
+                let of_device = access(number, major, *minor)?;
                 if of_device & !(any | of_major) != 0 {
-                    push(&mut list, letter, Some(major), Some(*minor), of_device);
+                    push(Some(major), Some(*minor), of_device);
                 }
             }
         }
@@ -99,20 +101,6 @@ pub(crate) fn allowed_devices(directory: &Path) -> Result<Vec<String>> {
 /// Greater than any number in use (`MAJOR`, `MINOR` have 12 and 20 bits).
 const NO_MAJOR: u32 = 0xFFF;
 const NO_MINOR: u32 = 0xF_FFFF;
-
-fn push(list: &mut Vec<String>, kind: char, major: Option<u32>, minor: Option<u32>, access: u8) {
-    if access & ALL == 0 {
-        return;
-    }
-    let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
-    let mut line = format!("{kind} {}:{} ", number(major), number(minor));
-    for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
-        if access & bit != 0 {
-            line.push(letter);
-        }
-    }
-    list.push(line);
-}
 
 /// The numbers of this system's devices.
 fn known_devices(kind: &str) -> BTreeSet<(u32, u32)> {
@@ -132,31 +120,7 @@ fn known_devices(kind: &str) -> BTreeSet<(u32, u32)> {
         .collect()
 }
 
-/// The programs in force for a cgroup, with those of the cgroups above.
-fn effective(directory: &Path) -> io::Result<Vec<Vec<u8>>> {
-    let target = fs::File::open(directory)?;
-    let mut ids = vec![0_u32; PROGRAM_LIMIT];
-    let mut query = QueryAttributes {
-        target: target.as_raw_fd() as u32,
-        kind: BPF_CGROUP_DEVICE,
-        query_flags: BPF_F_QUERY_EFFECTIVE,
-        ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        ..QueryAttributes::default()
-    };
-    bpf(BPF_PROG_QUERY, &mut query)?;
-    ids.truncate(query.count as usize);
-    ids.into_iter().map(instructions).collect()
-}
-
-fn instructions(id: u32) -> io::Result<Vec<u8>> {
-    let mut by_id = IdAttributes {
-        id,
-        ..IdAttributes::default()
-    };
-    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id)?;
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+fn instructions(program: OwnedFd) -> io::Result<Vec<u8>> {
     let mut info = ProgramInfo::default();
     let ask = |info: &mut ProgramInfo| {
         let mut attributes = InfoAttributes {
@@ -288,6 +252,8 @@ pub(super) fn run(program: &[u8], context: [u32; 3]) -> Option<bool> {
 mod tests {
     use super::super::devices::tests::program_of;
     use super::*;
+
+    const ALL: u8 = READ | WRITE | MKNOD;
 
     #[test]
     fn our_own_programs_are_understood() {

@@ -18,20 +18,20 @@ use super::{Cgroup, Error, Result, io_error, write};
 pub(super) const MKNOD: u8 = 1;
 pub(super) const READ: u8 = 2;
 pub(super) const WRITE: u8 = 4;
-pub(super) const ALL: u8 = MKNOD | READ | WRITE;
+const ALL: u8 = MKNOD | READ | WRITE;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+pub(super) enum Kind {
     Block,
     Char,
 }
 
 /// A set of devices: a kind, and numbers that may stand for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Devices {
-    kind: Kind,
-    major: Option<u32>,
-    minor: Option<u32>,
+pub(super) struct Devices {
+    pub(super) kind: Kind,
+    pub(super) major: Option<u32>,
+    pub(super) minor: Option<u32>,
 }
 
 /// What every container may use: the devices that the runtime itself puts there, and making (not opening) any node.
@@ -199,6 +199,35 @@ pub(super) fn apply(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<()> 
     }
 }
 
+/// A rule as version 1 writes it: `c 1:3 rwm`, with `*` for any number.
+pub(super) fn line(devices: &Devices, access: u8) -> String {
+    let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
+    let kind = match devices.kind {
+        Kind::Block => 'b',
+        Kind::Char => 'c',
+    };
+    let mut line = format!(
+        "{kind} {}:{} ",
+        number(devices.major),
+        number(devices.minor)
+    );
+    for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
+        if access & bit != 0 {
+            line.push(letter);
+        }
+    }
+    line
+}
+
+/// What every container may use, as version 1 writes it.
+#[must_use]
+pub fn default_devices() -> Vec<String> {
+    DEFAULTS
+        .into_iter()
+        .map(|(kind, major, minor, access)| line(&Devices { kind, major, minor }, access))
+        .collect()
+}
+
 fn apply_v1(directory: &Path, policy: &Policy) -> Result<()> {
     let exceptions = policy.exceptions()?;
     let (reset, other) = if policy.allow {
@@ -218,22 +247,8 @@ fn apply_v1(directory: &Path, policy: &Policy) -> Result<()> {
         .open(&path)
         .map_err(failed)?;
     for (devices, access) in &exceptions {
-        let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
-        let kind = match devices.kind {
-            Kind::Block => 'b',
-            Kind::Char => 'c',
-        };
-        let mut line = format!(
-            "{kind} {}:{} ",
-            number(devices.major),
-            number(devices.minor)
-        );
-        for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
-            if access & bit != 0 {
-                line.push(letter);
-            }
-        }
-        file.write_all(line.as_bytes()).map_err(failed)?;
+        file.write_all(line(devices, *access).as_bytes())
+            .map_err(failed)?;
     }
     Ok(())
 }
@@ -325,10 +340,10 @@ fn program(policy: &Policy) -> Vec<Instruction> {
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_DETACH: libc::c_int = 9;
-pub(super) const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
-pub(super) const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-pub(super) const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// Kernel ABI: the first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the rest is zero.
@@ -359,23 +374,23 @@ struct AttachAttributes {
 /// Kernel ABI: `union bpf_attr` for `BPF_PROG_QUERY`.
 #[repr(C)]
 #[derive(Default)]
-pub(super) struct QueryAttributes {
-    pub(super) target: u32,
-    pub(super) kind: u32,
-    pub(super) query_flags: u32,
-    pub(super) attach_flags: u32,
-    pub(super) ids: u64,
-    pub(super) count: u32,
-    pub(super) padding: u32,
+struct QueryAttributes {
+    target: u32,
+    kind: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
 }
 
 /// Kernel ABI: `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
 #[repr(C)]
 #[derive(Default)]
-pub(super) struct IdAttributes {
-    pub(super) id: u32,
-    pub(super) next: u32,
-    pub(super) flags: u32,
+struct IdAttributes {
+    id: u32,
+    next: u32,
+    flags: u32,
 }
 
 pub(super) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
@@ -401,7 +416,7 @@ fn apply_v2(directory: &Path, policy: &Policy) -> Result<()> {
     };
     let target = fs::File::open(directory).map_err(|source| io_error("open", directory, source))?;
     // A program that is not there cannot be in the way: without BPF in the kernel there is none.
-    let old = attached(&target).unwrap_or_default();
+    let old = attached(&target, 0).unwrap_or_default();
     if !policy.allows_all() {
         let code = program(policy);
         let mut load = LoadAttributes {
@@ -435,12 +450,16 @@ fn apply_v2(directory: &Path, policy: &Policy) -> Result<()> {
     Ok(())
 }
 
-/// The device programs that are attached to this very cgroup.
-fn attached(target: &fs::File) -> io::Result<Vec<OwnedFd>> {
-    let mut ids = [0u32; 64];
+/// The most programs that a cgroup has in force, with those of the cgroups above: the kernel takes 64 for each.
+const PROGRAM_LIMIT: usize = 1024;
+
+/// The device programs of a cgroup: by no flags those that are attached to this very one.
+pub(super) fn attached(target: &fs::File, query_flags: u32) -> io::Result<Vec<OwnedFd>> {
+    let mut ids = vec![0_u32; PROGRAM_LIMIT];
     let mut query = QueryAttributes {
         target: target.as_raw_fd() as u32,
         kind: BPF_CGROUP_DEVICE,
+        query_flags,
         ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,
         ..QueryAttributes::default()

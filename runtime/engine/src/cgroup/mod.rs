@@ -23,12 +23,13 @@ use oci_spec::runtime::LinuxResources;
 use crate::fault;
 
 pub(crate) use device_access::allowed_devices;
+pub use devices::default_devices;
 pub use layout::{Hierarchy, Layout};
 pub use oom::OomWatch;
 pub(crate) use resources::{cpu_weight, swap_max};
 pub use stats::{
     Block, BlockCount, Cpu, Cpuset, HugePages, Memory, MemoryUse, Pids, Pressure, Stall, Stats,
-    Throttling,
+    Throttling, memory_bound,
 };
 
 /// A cgroup operation failed.

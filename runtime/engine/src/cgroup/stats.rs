@@ -71,6 +71,12 @@ pub struct Cpuset {
     pub settings: BTreeMap<String, i64>,
 }
 
+/// A limit of memory in bytes, if it is one: version 1 writes none as the largest number of pages.
+#[must_use]
+pub fn memory_bound(limit: u64) -> Option<u64> {
+    (limit < 1 << 62).then_some(limit)
+}
+
 /// Use of one kind of memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryUse {

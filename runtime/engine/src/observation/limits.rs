@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Limits;
-use crate::cgroup::{Layout, allowed_devices};
+use crate::cgroup::{Layout, allowed_devices, memory_bound};
 
 /// The directories of a process's cgroups.
 pub(super) struct Cgroups {
@@ -66,8 +66,7 @@ impl Cgroups {
     pub(super) fn limits(&self) -> Limits {
         Limits {
             memory: self.least("memory", "memory.limit_in_bytes", "memory.max", |text| {
-                // Version 1 writes no limit as the largest number of pages.
-                text.parse().ok().filter(|bytes| *bytes < 1 << 62)
+                memory_bound(text.parse().ok()?)
             }),
             pids: self.least("pids", "pids.max", "pids.max", |text| text.parse().ok()),
             cpu: self.processors(),
