@@ -304,13 +304,11 @@ impl Isolation for ContainerModel {
         })
     }
 
-    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
+    fn observe(&self, container: &Target<'_>, spec: &Spec) -> Result<Observation, IsolationError> {
         let init = Pid::from_raw(container.pid.ok_or(IsolationError::NotRunning)?);
         let pids = cgroup_of(container)?
             .pids()
             .map_err(IsolationError::failed)?;
-        let (spec, _) = bundle::load_config(&container.dir.join(SAVED_CONFIG))
-            .map_err(IsolationError::failed)?;
-        engine::observation::observe(init, &pids, Some(&spec)).map_err(IsolationError::failed)
+        engine::observation::observe(init, &pids, Some(spec)).map_err(IsolationError::failed)
     }
 }

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use engine::observation::Observation;
 use engine::{Hold, ProcessInfo, cgroup};
 use nix::poll::PollFlags;
-use oci_spec::runtime::{LinuxResources, Process};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
@@ -437,11 +437,11 @@ pub trait Isolation: Sync {
     fn console(&self, container: &Target<'_>) -> Result<Vec<u8>, IsolationError>;
 
     /// What the kernel that runs the container says of its processes: the host's, or the guest's, which is as trusted as
-    /// the guest.
+    /// the guest. `spec` is the container's; a guest has its own form of it.
     ///
     /// # Errors
     /// They could not be looked at.
-    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError>;
+    fn observe(&self, container: &Target<'_>, spec: &Spec) -> Result<Observation, IsolationError>;
 }
 
 #[cfg(test)]

@@ -457,12 +457,13 @@ impl Lifecycle {
         let (spec, _) = bundle::load_config(&dir.join(SAVED_CONFIG))?;
         let target = self.target(&record, &dir);
         let pid = target.pid.ok_or(IsolationError::NotRunning)?;
+        let observation = record.isolation.isolation().observe(&target, &spec)?;
         Ok(Observed {
             isolation: record.isolation,
             pid,
             bundle: record.bundle.clone(),
             spec,
-            observation: record.isolation.isolation().observe(&target)?,
+            observation,
         })
     }
 }

@@ -69,12 +69,7 @@ impl Args {
                 container(lifecycle, &id.parse().map_err(VerifyError::from)?, &policy)?
             }
             (None, directory) if self.attack => {
-                let usable = doctor::Report::examine(lifecycle.config());
-                let models = [Model::Container, Model::Microvm].into_iter();
-                let models: Vec<Model> = match asked {
-                    Some(model) => vec![model],
-                    None => models.filter(|model| usable.of(*model).usable).collect(),
-                };
+                let models = asked.map_or_else(|| usable_models(lifecycle), |model| vec![model]);
                 attacks(
                     Attacker {
                         bundle: directory.map(Path::new),
@@ -88,4 +83,10 @@ impl Args {
         out.write_all(report.render(self.format)?.as_bytes())?;
         Ok(u8::from(!report.holds))
     }
+}
+
+fn usable_models(lifecycle: &Lifecycle) -> Vec<Model> {
+    let report = doctor::Report::examine(lifecycle.config());
+    let models = [Model::Container, Model::Microvm].into_iter();
+    models.filter(|model| report.of(*model).usable).collect()
 }

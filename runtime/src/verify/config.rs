@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxNamespaceType, LinuxResources,
-    Mount as SpecMount, Spec,
+    Capabilities, Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxNamespaceType,
+    LinuxResources, Mount as SpecMount, Spec,
 };
 
 use super::filter::Filter;
@@ -201,14 +201,16 @@ fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeS
     ];
     sets.into_iter()
         .map(|(set, given)| {
-            let names = given
-                .iter()
-                .flatten()
-                .map(|one| format!("CAP_{one}"))
-                .collect();
-            (set, Fact::new(format!("process.capabilities.{set}"), names))
+            let at = format!("process.capabilities.{set}");
+            (set, Fact::new(at, capability_names(given)))
         })
         .collect()
+}
+
+/// A set of capabilities as the kernel's header spells them.
+pub(super) fn capability_names(set: &Option<Capabilities>) -> BTreeSet<String> {
+    let set = set.iter().flatten();
+    set.map(|one| format!("CAP_{one}")).collect()
 }
 
 /// The names of the kernel parameters, as they are written, in their order.
@@ -316,23 +318,32 @@ fn devices(resources: Option<&LinuxResources>) -> Vec<Fact<Devices>> {
     allowed
 }
 
-fn hooks(spec: &Spec) -> Vec<Fact<String>> {
+/// The hooks of a configuration, by the specification's names for their kinds.
+pub(super) fn hook_lists(spec: &Spec) -> Vec<(&'static str, &[Hook])> {
     let Some(all) = spec.hooks() else {
         return Vec::new();
     };
-    // `createContainer` and `startContainer` run in the container's namespaces.
-    let kinds: [(&str, &Option<Vec<Hook>>); 5] = [
+    let kinds = [
         ("prestart", all.prestart()),
         ("createRuntime", all.create_runtime()),
         ("createContainer", all.create_container()),
+        ("startContainer", all.start_container()),
         ("poststart", all.poststart()),
         ("poststop", all.poststop()),
     ];
+    let given = kinds.into_iter();
+    given
+        .map(|(kind, hooks)| (kind, hooks.as_deref().unwrap_or_default()))
+        .collect()
+}
+
+fn hooks(spec: &Spec) -> Vec<Fact<String>> {
+    // The program of a `startContainer` hook is the container's, not the host's.
+    let kinds = hook_lists(spec).into_iter();
+    let kinds = kinds.filter(|(kind, _)| *kind != "startContainer");
     kinds
-        .into_iter()
         .flat_map(|(kind, hooks)| {
-            let hooks = hooks.iter().flatten().enumerate();
-            hooks.map(move |(index, hook)| {
+            hooks.iter().enumerate().map(move |(index, hook)| {
                 Fact::new(
                     format!("hooks.{kind}[{index}]"),
                     hook.path().display().to_string(),

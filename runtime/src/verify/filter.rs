@@ -166,6 +166,19 @@ pub fn answer(filters: &[Filter], call: &Call) -> Answer {
     answers.min().unwrap_or(Answer::Allow)
 }
 
+/// Whether the system call `name` gets through in any of the machine's numberings, with all arguments one of `arguments`.
+pub fn lets_through(filters: &[Filter], name: &str, arguments: &[u64]) -> bool {
+    engine::syscall_numbers(name)
+        .into_iter()
+        .any(|(architecture, number)| {
+            arguments.iter().any(|argument| {
+                let mut call = Call::new(architecture, number);
+                call.arguments = [*argument; 6];
+                answer(filters, &call).lets_through()
+            })
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use engine::{AUDIT_ARCH_I386 as I386, AUDIT_ARCH_X86_64 as X86_64};

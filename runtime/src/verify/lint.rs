@@ -2,13 +2,12 @@
 //!
 //! The text is hostile; it is bounded by whoever read it.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, Process, Spec};
 use serde_json::Value;
 
-use super::config::sysctl_names;
+use super::config::{capability_names, hook_lists, sysctl_names};
 use super::rules::Weakness;
 
 /// Properties of the specification that our parser does not know, and that are no slip of whoever wrote them: those of
@@ -92,20 +91,11 @@ pub fn contradictions(spec: &Spec) -> Vec<Weakness> {
         );
         sysctls(linux, &mut found);
     }
-    if let Some(all) = spec.hooks() {
-        for (kind, hooks) in [
-            ("prestart", all.prestart()),
-            ("createRuntime", all.create_runtime()),
-            ("createContainer", all.create_container()),
-            ("startContainer", all.start_container()),
-            ("poststart", all.poststart()),
-            ("poststop", all.poststop()),
-        ] {
-            for (index, hook) in hooks.iter().flatten().enumerate() {
-                if !hook.path().is_absolute() {
-                    let at = format!("hooks.{kind}[{index}].path");
-                    found.push(Weakness::new(at, "it must be an absolute path"));
-                }
+    for (kind, hooks) in hook_lists(spec) {
+        for (index, hook) in hooks.iter().enumerate() {
+            if !hook.path().is_absolute() {
+                let at = format!("hooks.{kind}[{index}].path");
+                found.push(Weakness::new(at, "it must be an absolute path"));
             }
         }
     }
@@ -118,14 +108,9 @@ fn capabilities(process: &Process, found: &mut Vec<Weakness>) {
     let Some(sets) = process.capabilities() else {
         return;
     };
-    let names = |set: &Option<std::collections::HashSet<_>>| -> BTreeSet<String> {
-        let set = set.iter().flatten();
-        set.map(|one: &oci_spec::runtime::Capability| format!("CAP_{one}"))
-            .collect()
-    };
-    let effective = names(sets.effective());
-    let permitted = names(sets.permitted());
-    let ambient = names(sets.ambient());
+    let effective = capability_names(sets.effective());
+    let permitted = capability_names(sets.permitted());
+    let ambient = capability_names(sets.ambient());
     for (name, set, of, whole) in [
         ("effective", &effective, "permitted", &permitted),
         ("ambient", &ambient, "permitted", &permitted),

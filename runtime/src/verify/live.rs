@@ -158,8 +158,7 @@ fn capabilities(seen: &Observation) -> BTreeMap<&'static str, Fact<BTreeSet<Stri
         let mut all = 0_u64;
         let mut most: Option<(u32, &Thread)> = None;
         for thread in &seen.threads {
-            let text = status(thread, name).unwrap_or_default();
-            let bits = u64::from_str_radix(text, 16).unwrap_or_default();
+            let bits = mask(thread, name);
             all |= bits;
             if most.is_none_or(|(count, _)| bits.count_ones() > count) {
                 most = Some((bits.count_ones(), thread));
@@ -174,8 +173,12 @@ fn capabilities(seen: &Observation) -> BTreeMap<&'static str, Fact<BTreeSet<Stri
 
 /// The capabilities in a set of a thread, by the kernel's name for it.
 pub(super) fn capabilities_of(thread: &Thread, set: &str) -> BTreeSet<String> {
+    names(mask(thread, set))
+}
+
+fn mask(thread: &Thread, set: &str) -> u64 {
     let text = status(thread, set).unwrap_or_default();
-    names(u64::from_str_radix(text, 16).unwrap_or_default())
+    u64::from_str_radix(text, 16).unwrap_or_default()
 }
 
 /// The capabilities of a mask; one that is newer than this program has its number.

@@ -305,7 +305,7 @@ impl<'a> Examination<'a> {
     }
 
     fn report(mut self, subject: &str) -> Report {
-        // Stable: within a severity in the order of the rules.
+        // Stable: within a severity in the order in which they were found, rule by rule.
         self.findings
             .sort_by_key(|one| std::cmp::Reverse(one.severity));
         let asked = rules::ALL.iter().map(|rule| rule.id);

@@ -36,7 +36,7 @@ use engine::observation::Observation;
 use engine::{Hold, ProcessInfo, fault};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
 use nix::unistd::{Pid, pipe2};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 use protocol::message::{ContainerRequest, ResizeTerminalRequest, SignalRequest, UpdateRequest};
 use protocol::method::{
     Observe, Pause, Processes, ResizeTerminal, Resume, Signal as SendSignal, StartContainer, State,
@@ -359,7 +359,7 @@ impl Isolation for MicrovmModel {
         fs::read(path).map_err(io_error("read the guest's console"))
     }
 
-    fn observe(&self, container: &Target<'_>) -> Result<Observation, IsolationError> {
+    fn observe(&self, container: &Target<'_>, _: &Spec) -> Result<Observation, IsolationError> {
         let response = call::<Observe>(container, &name(container))?;
         serde_json::from_slice(&response.observation).map_err(IsolationError::failed)
     }

@@ -1,7 +1,7 @@
 //! What of the kernel a container reaches: system calls, security modules, parameters.
 
 use super::{ALLOW, FORBID, POD_SECURITY, RULE, Rule, Weakness, weakness_if};
-use crate::verify::filter::{self, Call, Filter};
+use crate::verify::filter::{self, Call};
 use crate::verify::posture::Fact;
 
 const SECCOMP_DOC: &str =
@@ -55,7 +55,7 @@ pub(super) const SECCOMP_CALLS: Rule = Rule {
         let open: Vec<&str> = setting
             .forbid
             .iter()
-            .filter(|name| lets_through(filters, name))
+            .filter(|name| filter::lets_through(filters, name, &[0, u64::MAX]))
             .map(String::as_str)
             .collect();
         if open.is_empty() {
@@ -67,19 +67,6 @@ pub(super) const SECCOMP_CALLS: Rule = Rule {
         )]
     },
 };
-
-/// Whether a call gets through in any of the machine's numberings, whatever its arguments.
-fn lets_through(filters: &[Filter], name: &str) -> bool {
-    engine::syscall_numbers(name)
-        .into_iter()
-        .any(|(architecture, number)| {
-            [0, u64::MAX].into_iter().any(|argument| {
-                let mut call = Call::new(architecture, number);
-                call.arguments = [argument; 6];
-                filter::answer(filters, &call).lets_through()
-            })
-        })
-}
 
 pub(super) const APPARMOR: Rule = Rule {
     id: "apparmor",
