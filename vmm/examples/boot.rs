@@ -13,18 +13,14 @@ use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::vsock::GuestCid;
 use vmm::memory::MemorySize;
 use vmm::seccomp::Policy;
-use vmm::{SharedDirectory, Vm, VmConfig, VsockConfig};
+use vmm::{KernelConfig, Origin, SharedDirectory, Vm, VmConfig, VsockConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut config = VmConfig {
         vcpus: 1,
         memory: MemorySize::from_mib(128)?,
-        kernel: Default::default(),
-        protocol: None,
-        initramfs: Vec::new(),
-        command_line: String::new(),
+        origin: Origin::Kernel(KernelConfig::default()),
         console: Box::new(io::stdout()),
-        verbose_console: false,
         rng: true,
         vsock: None,
         shares: Vec::new(),
@@ -32,14 +28,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
     };
+    let mut kernel = KernelConfig::default();
     let mut files = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().unwrap_or_default().parse::<u64>();
         match argument.as_str() {
-            "--linux64" => config.protocol = Some(BootProtocol::Linux64),
-            "--pvh" => config.protocol = Some(BootProtocol::Pvh),
-            "--verbose" => config.verbose_console = true,
+            "--linux64" => kernel.protocol = Some(BootProtocol::Linux64),
+            "--pvh" => kernel.protocol = Some(BootProtocol::Pvh),
+            "--verbose" => kernel.verbose_console = true,
             "--vcpus" => config.vcpus = number()?.try_into()?,
             "--memory" => config.memory = MemorySize::from_mib(number()?)?,
             "--vsock" => {
@@ -58,14 +55,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             "--seccomp-log" => config.seccomp = Policy::Log,
             "--seccomp-off" => config.seccomp = Policy::Off,
-            "--" => config.command_line = arguments.by_ref().collect::<Vec<_>>().join(" "),
+            "--" => kernel.parameters = arguments.by_ref().collect::<Vec<_>>().join(" "),
             _ => files.push(argument),
         }
     }
     let mut files = files.into_iter();
-    config.kernel = files.next().ok_or("no kernel given")?.into();
-    config.initramfs = files.map(|path| Segment::File(path.into())).collect();
-    println!("command line: {}", config.kernel_command_line());
+    kernel.path = files.next().ok_or("no kernel given")?.into();
+    kernel.initramfs = files.map(|path| Segment::File(path.into())).collect();
+    println!("command line: {}", kernel.command_line());
+    config.origin = Origin::Kernel(kernel);
 
     let mut vm = Vm::new(config)?.start()?;
     let exit = vm.wait()?;

@@ -10,6 +10,7 @@ use crate::devices::virtio::net::Interface;
 use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
 use crate::seccomp::Policy;
+use crate::snapshot::Snapshot;
 
 /// Leaves the host's file system behind.
 pub type LeaveHost = Box<dyn FnOnce() -> io::Result<()> + Send>;
@@ -20,19 +21,10 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// The guest's memory.
     pub memory: MemorySize,
-    /// An uncompressed ELF kernel.
-    pub kernel: PathBuf,
-    /// How to enter it; `None` takes Linux's own protocol for Linux, PVH for others that have it.
-    pub protocol: Option<BootProtocol>,
-    /// The parts of the initramfs, in order.
-    pub initramfs: Vec<Segment>,
-    /// What is appended to the kernel's default command line.
-    pub command_line: String,
+    /// What it does first.
+    pub origin: Origin,
     /// Where the bytes of the guest's serial console go.
     pub console: Box<dyn Write + Send>,
-    /// Whether the guest uses the serial console as its terminal and logs all that it does there.
-    /// Otherwise only what is at least as bad as a panic reaches it, which costs almost nothing.
-    pub verbose_console: bool,
     /// Whether there is an entropy device.
     pub rng: bool,
     /// The socket device, if there is to be one.
@@ -47,6 +39,32 @@ pub struct VmConfig {
     pub leave_host: LeaveHost,
     /// How the machine's threads are confined.
     pub seccomp: Policy,
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub enum Origin {
+    /// A kernel, which it boots.
+    Kernel(KernelConfig),
+    /// What another machine was when it was written down. This one is to have the same devices, as many vCPUs and as
+    /// much memory, and goes on from there.
+    Snapshot(Snapshot),
+}
+
+/// A kernel to boot.
+#[derive(Debug, Clone, Default)]
+pub struct KernelConfig {
+    /// An uncompressed ELF kernel.
+    pub path: PathBuf,
+    /// How to enter it; `None` takes Linux's own protocol for Linux, PVH for others that have it.
+    pub protocol: Option<BootProtocol>,
+    /// The parts of the initramfs, in order.
+    pub initramfs: Vec<Segment>,
+    /// What is appended to the kernel's default command line.
+    pub parameters: String,
+    /// Whether the guest uses the serial console as its terminal and logs all that it does there.
+    /// Otherwise only what is at least as bad as a panic reaches it, which costs almost nothing.
+    pub verbose_console: bool,
 }
 
 /// The socket device.
@@ -72,10 +90,7 @@ impl fmt::Debug for VmConfig {
         f.debug_struct("VmConfig")
             .field("vcpus", &self.vcpus)
             .field("memory", &self.memory)
-            .field("kernel", &self.kernel)
-            .field("protocol", &self.protocol)
-            .field("command_line", &self.command_line)
-            .field("verbose_console", &self.verbose_console)
+            .field("origin", &self.origin)
             .field("rng", &self.rng)
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
@@ -117,12 +132,12 @@ const VERBOSE: &[&str] = &[
     "8250.nr_uarts=1",
 ];
 
-impl VmConfig {
+impl KernelConfig {
     /// The kernel's whole command line.
-    pub fn kernel_command_line(&self) -> String {
+    pub fn command_line(&self) -> String {
         let console = if self.verbose_console { VERBOSE } else { QUIET };
         let mut words: Vec<&str> = COMMON.iter().chain(console).copied().collect();
-        let extra = self.command_line.trim();
+        let extra = self.parameters.trim();
         if !extra.is_empty() {
             words.push(extra);
         }

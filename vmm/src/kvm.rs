@@ -7,8 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_clock_data,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -70,6 +70,12 @@ pub enum KvmError {
         /// Its errno.
         #[source]
         source: io::Error,
+    },
+    /// KVM lists more model-specific registers than it takes.
+    #[error("the host's KVM lists {count} model-specific registers")]
+    TooManyMsrs {
+        /// The number.
+        count: usize,
     },
     /// KVM took fewer model-specific registers than it was given.
     #[error("KVM_SET_MSRS: the host's KVM refuses the register {index:#x}")]
@@ -157,6 +163,16 @@ impl Hypervisor {
             .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))
     }
 
+    /// The model-specific registers that a vCPU's state consists of, by their indices.
+    ///
+    /// # Errors
+    /// The ioctl's.
+    pub fn msrs(&self) -> Result<Vec<u32>, KvmError> {
+        let list = self.kvm.get_msr_index_list();
+        let list = list.map_err(KvmError::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
     /// Whether the guest's local APIC timer can be given a time stamp as its deadline.
     pub fn has_tsc_deadline(&self) -> bool {
         self.kvm.check_extension(Cap::TscDeadlineTimer)
@@ -217,6 +233,22 @@ pub(crate) fn create_interrupt_controllers(vm: &VmFd, pins: u8) -> Result<(), Kv
         tracing::debug!(%errno, "KVM_CAP_PMU_CAPABILITY is not there");
     }
     Ok(())
+}
+
+/// What the machine's clock shows, in nanoseconds.
+pub(crate) fn clock(vm: &VmFd) -> Result<u64, KvmError> {
+    let clock = vm.get_clock().map_err(KvmError::ioctl("KVM_GET_CLOCK"))?;
+    Ok(clock.clock)
+}
+
+/// Sets the machine's clock.
+pub(crate) fn set_clock(vm: &VmFd, clock: u64) -> Result<(), KvmError> {
+    let clock = kvm_clock_data {
+        clock,
+        ..Default::default()
+    };
+    vm.set_clock(&clock)
+        .map_err(KvmError::ioctl("KVM_SET_CLOCK"))
 }
 
 impl Lines for Arc<VmFd> {

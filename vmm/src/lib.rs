@@ -15,11 +15,12 @@ pub mod layout;
 pub mod memory;
 pub mod probe;
 pub mod seccomp;
+pub mod snapshot;
 mod stats;
 mod vcpu;
 mod vm;
 
-pub use config::{SharedDirectory, VmConfig, VsockConfig};
+pub use config::{KernelConfig, Origin, SharedDirectory, VmConfig, VsockConfig};
 pub use devices::serial::ConsoleTail;
 pub use exit::VmExit;
 pub use vm::{Error, RunningVm, Timeline, Vm};

@@ -4,7 +4,9 @@
 //! fills 2 MiB. It is mapped without reservation: a guest costs what it touches, not its size.
 //! Nothing in RAM can be trusted; whoever reads it copies first and checks the copy.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
@@ -89,6 +91,13 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be mapped.
+    #[error("mapping the memory of a snapshot")]
+    File {
+        /// What mmap said.
+        #[source]
+        source: io::Error,
+    },
     /// The mappings do not make an address space; a fault of the layout.
     #[error("arranging the guest memory's regions")]
     Regions(#[source] vm_memory::GuestRegionCollectionError),
@@ -105,7 +114,7 @@ pub struct Memory {
     size: MemorySize,
 }
 
-/// One mapping of anonymous host memory, aligned to 2 MiB and never unmapped.
+/// One private mapping of host memory, aligned to 2 MiB and never unmapped.
 #[derive(Debug, Clone, Copy)]
 struct HostMapping {
     address: *mut u8,
@@ -132,10 +141,30 @@ impl Memory {
     /// # Errors
     /// The host refuses the mapping.
     pub fn new(size: MemorySize) -> Result<Self, MemoryError> {
+        Self::map(size, None)
+    }
+
+    /// Maps `size` of guest memory that begins as what `file` holds, range after range. The file must be as long and
+    /// must not be cut; what the guest writes stays out of it.
+    ///
+    /// # Errors
+    /// The host refuses the mapping.
+    pub fn of_file(size: MemorySize, file: &File) -> Result<Self, MemoryError> {
+        Self::map(size, Some(file))
+    }
+
+    fn map(size: MemorySize, file: Option<&File>) -> Result<Self, MemoryError> {
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
+        let mut offset = 0;
         for (start, length) in size.ranges() {
             let mapping = HostMapping::new(length)?;
+            if let Some(file) = file {
+                mapping
+                    .fill_from(file, offset)
+                    .map_err(|source| MemoryError::File { source })?;
+            }
+            offset += length;
             mappings.push(mapping);
             regions.push(mapping.region(start, length)?);
         }
@@ -217,9 +246,30 @@ impl HostMapping {
         Ok(mapping)
     }
 
+    /// Puts a private mapping of the file's bytes from `offset` on in place of the zeros.
+    fn fill_from(&self, file: &File, offset: u64) -> io::Result<()> {
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range is a mapping of our own of this length, and nothing refers to it yet.
+        let mapped = unsafe {
+            libc::mmap(
+                self.address.cast(),
+                self.length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        self.advise(libc::MADV_DONTDUMP);
+        Ok(())
+    }
+
     fn advise(&self, advice: libc::c_int) {
         // SAFETY: the range is a mapping of our own. Of the advices given, only MADV_DONTNEED
-        // changes content, to zeros, which is a value that guest memory may hold at any time.
+        // changes content, to what it was at first, which guest memory may hold at any time.
         unsafe { libc::madvise(self.address.cast(), self.length, advice) };
     }
 

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -233,7 +234,7 @@ impl Drop for Running {
 
 impl Vcpu {
     /// Runs the vCPU until the machine ends or is stopped.
-    pub fn run(mut self) {
+    pub fn run(&mut self) {
         let running = Running::enter(&mut self.fd);
         // The mask came from the thread that made this one; it may block everything.
         if let Err(error) = unblock_signal(kick_signal()) {
@@ -241,7 +242,7 @@ impl Vcpu {
         }
         self.shared.first_entry.get_or_init(Instant::now);
         while !self.shared.stop.load(Ordering::Acquire) {
-            if let Some(exit) = self.step() {
+            if let ControlFlow::Break(Some(exit)) = self.step() {
                 self.shared.latch.set(exit);
                 break;
             }
@@ -252,41 +253,58 @@ impl Vcpu {
         drop(running);
     }
 
-    /// Enters the guest once and serves what it left for; says if the machine is to end.
-    fn step(&mut self) -> Option<VmExit> {
+    /// Lets KVM finish the access for which the guest was left last, which it does on the next entry, without letting
+    /// the guest run.
+    pub fn settle(&mut self) {
+        loop {
+            self.fd.set_kvm_immediate_exit(1);
+            match self.step() {
+                // An access in several parts.
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(None) => return,
+                ControlFlow::Break(Some(exit)) => return self.shared.latch.set(exit),
+            }
+        }
+    }
+
+    /// Enters the guest once and serves what it left for. Breaks off when a signal, or nothing at all, made it leave,
+    /// and with the reason when the machine is to end.
+    fn step(&mut self) -> ControlFlow<Option<VmExit>> {
         self.shared.user_exits.fetch_add(1, Ordering::Relaxed);
         let shared = &self.shared;
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 shared.ports.write(port.into(), data);
-                None
+                ControlFlow::Continue(())
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 shared.ports.read(port.into(), data);
-                None
+                ControlFlow::Continue(())
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 shared.mmio.write(address, data);
-                None
+                ControlFlow::Continue(())
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 shared.mmio.read(address, data);
-                None
+                ControlFlow::Continue(())
             }
-            Ok(VcpuExit::Shutdown) => Some(VmExit::TripleFault),
-            Ok(VcpuExit::InternalError) => Some(self.internal_error()),
-            Ok(VcpuExit::FailEntry(reason, _)) => Some(VmExit::EntryFailed { reason }),
+            Ok(VcpuExit::Shutdown) => ControlFlow::Break(Some(VmExit::TripleFault)),
+            Ok(VcpuExit::InternalError) => ControlFlow::Break(Some(self.internal_error())),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                ControlFlow::Break(Some(VmExit::EntryFailed { reason }))
+            }
             // The kernel's own notice of an interruption.
-            Ok(VcpuExit::Intr) => None,
-            Ok(other) => Some(VmExit::Unexpected {
+            Ok(VcpuExit::Intr) => ControlFlow::Break(None),
+            Ok(other) => ControlFlow::Break(Some(VmExit::Unexpected {
                 reason: format!("{other:?}"),
-            }),
+            })),
             Err(errno) => match errno.errno() {
                 libc::EINTR | libc::EAGAIN => {
                     self.fd.set_kvm_immediate_exit(0);
-                    None
+                    ControlFlow::Break(None)
                 }
-                errno => Some(VmExit::RunFailed { errno }),
+                errno => ControlFlow::Break(Some(VmExit::RunFailed { errno })),
             },
         }
     }

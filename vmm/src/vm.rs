@@ -5,21 +5,24 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
+use vm_superio::serial::SerialState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::Killable;
 
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, Boot, BootError, Entry};
-use crate::config::{SharedDirectory, VmConfig, VsockConfig};
+use crate::config::{KernelConfig, Origin, SharedDirectory, VmConfig, VsockConfig};
 use crate::cpuid;
 use crate::devices::bus::{Bus, BusDevice, BusError};
 use crate::devices::io_apic::{self, IoApic};
@@ -28,12 +31,13 @@ use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
-use crate::devices::virtio::{MmioTransport, ThreadHook, ThreadKind, VirtioDevice, rng::Rng};
+use crate::devices::virtio::{MmioTransport, ThreadHook, ThreadKind, VirtioDevice, mmio, rng::Rng};
 use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::{self, Hypervisor, KvmError};
 use crate::layout;
 use crate::memory::{Memory, MemoryError};
 use crate::seccomp::{self, Policy, SeccompError, Thread};
+use crate::snapshot::{self, MachineState, SnapshotError, VcpuState};
 use crate::stats::VcpuStats;
 use crate::vcpu::{self, Shared, Vcpu};
 
@@ -79,6 +83,9 @@ pub enum Error {
         /// The number asked for.
         count: u8,
     },
+    /// A snapshot does not make this machine.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A vCPU thread cannot be confined.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -128,23 +135,23 @@ pub struct Vm {
 #[derive(Debug)]
 struct Parts {
     shared: Arc<Shared>,
+    devices: Devices,
     serial: Arc<Mutex<SerialPort>>,
     console: ConsoleTail,
     stats: Vec<VcpuStats>,
     begun: Instant,
     loaded: Instant,
-    entry: Entry,
     vsock: Option<VsockHandle>,
     /// The irqfds and ioeventfds belong to it.
-    _vm: Arc<VmFd>,
-    _memory: Memory,
+    vm: Arc<VmFd>,
+    memory: Memory,
 }
 
 impl Vm {
     /// The most vCPUs: eight bits of APIC id, less the broadcast id.
     pub const MAX_VCPUS: u8 = 254;
 
-    /// Builds the machine and loads its kernel.
+    /// Builds the machine and loads its kernel, or makes it what its snapshot says.
     ///
     /// # Errors
     /// KVM, memory or a file cannot be had, or the configuration is not possible.
@@ -156,7 +163,13 @@ impl Vm {
         }
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_vcpus(config.vcpus)?;
-        let memory = Memory::new(config.memory)?;
+        let memory = match &config.origin {
+            Origin::Kernel(_) => Memory::new(config.memory)?,
+            Origin::Snapshot(snapshot) => {
+                snapshot.check(config.vcpus, config.memory)?;
+                Memory::of_file(config.memory, &snapshot.memory)?
+            }
+        };
         let vm = hypervisor.create_vm()?;
         kvm::register_memory(&vm, &memory)?;
         let vm = Arc::new(vm);
@@ -182,25 +195,13 @@ impl Vm {
             Ok(seccomp::confine(thread, policy)?)
         });
         let mut board = Board::new(&vm, pins)?;
-        let devices: Vec<_> = (0..devices).map(mmio_device).collect();
-        let rsdp = acpi::write_tables(
-            memory.ram(),
-            &acpi::Machine {
-                vcpus: config.vcpus,
-                serial: config.verbose_console,
-                devices: &devices,
-            },
-        )?;
-        let command_line = config.kernel_command_line();
-        let boot = Boot {
-            kernel: &config.kernel,
-            protocol: config.protocol,
-            initramfs: &config.initramfs,
-            command_line: &command_line,
-            rsdp,
+        let (entry, state) = match config.origin {
+            Origin::Kernel(kernel) => {
+                let entry = load(&kernel, &memory, config.vcpus, devices)?;
+                (Some(entry), None)
+            }
+            Origin::Snapshot(snapshot) => (None, Some(snapshot.state)),
         };
-        let entry = boot::load(&memory, &boot)?;
-        vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
         let loaded = Instant::now();
         let socket = config
             .vsock
@@ -211,7 +212,10 @@ impl Vm {
         (config.leave_host)().map_err(Error::host("leaving the host's files"))?;
 
         let console = ConsoleTail::default();
-        let serial = board.add_serial(config.console, console.clone())?;
+        let registers = state
+            .as_ref()
+            .map_or_else(Default::default, |state| state.serial.clone());
+        let serial = board.add_serial(config.console, console.clone(), &registers)?;
         if config.rng {
             board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
         }
@@ -231,20 +235,40 @@ impl Vm {
             board.add_virtio("virtio-net", &memory, Box::new(device))?;
         }
 
-        let shared = board.finish()?;
-        let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus, entry)?;
+        let (shared, devices) = board.finish()?;
+        if let Some(state) = &state {
+            devices.restore(state)?;
+            kvm::set_clock(&vm, state.clock)?;
+        }
+        let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus)?;
+        for (index, (vcpu, cpuid)) in vcpus.iter().enumerate() {
+            match (&state, entry) {
+                (Some(state), _) => {
+                    if let Some(state) = state.vcpus.get(index) {
+                        state.restore(vcpu, cpuid)?;
+                    }
+                }
+                (None, entry) => {
+                    vcpu::set_up(vcpu)?;
+                    if let Some(entry) = entry.filter(|_| index == 0) {
+                        vcpu::set_entry(vcpu, entry)?;
+                    }
+                }
+            }
+        }
+        let vcpus: Vec<_> = vcpus.into_iter().map(|(vcpu, _)| vcpu).collect();
         let stats = vcpus.iter().filter_map(VcpuStats::open).collect();
         let parts = Parts {
             shared,
+            devices,
             serial,
             console,
             stats,
             begun,
             loaded,
-            entry,
             vsock,
-            _vm: vm,
-            _memory: memory,
+            vm,
+            memory,
         };
         Ok(Self {
             parts,
@@ -256,11 +280,6 @@ impl Vm {
     /// The way to the guest's sockets, if the machine has a socket device.
     pub fn vsock(&self) -> Option<VsockHandle> {
         self.parts.vsock.clone()
-    }
-
-    /// How the kernel will be entered.
-    pub fn entry(&self) -> Entry {
-        self.parts.entry
     }
 
     /// Starts and confines a thread for each vCPU, then lets the guest run.
@@ -294,18 +313,20 @@ fn spawn_vcpu(
     index: usize,
     vcpu: Vcpu,
     policy: Policy,
-) -> Result<(JoinHandle<()>, SyncSender<()>), Error> {
+) -> Result<(JoinHandle<Vcpu>, SyncSender<()>), Error> {
     let (report, confined) = mpsc::sync_channel(1);
     let (gate, opened) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name(format!("vcpu{index}"))
         .stack_size(VCPU_STACK)
         .spawn(move || {
+            let mut vcpu = vcpu;
             let result = seccomp::confine(Thread::Vcpu, policy);
             let ready = result.is_ok();
             if report.send(result).is_ok() && ready && opened.recv().is_ok() {
                 vcpu.run();
             }
+            vcpu
         })
         .map_err(Error::host("starting a vCPU thread"))?;
     match confined.recv() {
@@ -318,27 +339,91 @@ fn spawn_vcpu(
     Ok((thread, gate))
 }
 
+/// Makes the vCPUs, each with what it is told of its processor.
 fn create_vcpus(
     hypervisor: &Hypervisor,
     vm: &VmFd,
     count: u8,
-    entry: Entry,
-) -> Result<Vec<VcpuFd>, Error> {
-    let supported = hypervisor.supported_cpuid()?;
-    let tsc_deadline = hypervisor.has_tsc_deadline();
+) -> Result<Vec<(VcpuFd, CpuId)>, Error> {
     let mut vcpus = Vec::with_capacity(count.into());
-    for index in 0..count {
+    for (index, cpuid) in (0..).zip(cpuids(hypervisor, count)?) {
         let fd = kvm::create_vcpu(vm, index)?;
-        let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
         fd.set_cpuid2(&cpuid)
             .map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
-        vcpu::set_up(&fd)?;
-        if index == 0 {
-            vcpu::set_entry(&fd, entry)?;
-        }
-        vcpus.push(fd);
+        vcpus.push((fd, cpuid));
     }
     Ok(vcpus)
+}
+
+/// What each of that many vCPUs is told of its processor.
+fn cpuids(hypervisor: &Hypervisor, count: u8) -> Result<Vec<CpuId>, KvmError> {
+    let supported = hypervisor.supported_cpuid()?;
+    let tsc_deadline = hypervisor.has_tsc_deadline();
+    let of = |index| cpuid::for_vcpu(&supported, index, count, tsc_deadline);
+    Ok((0..count).map(of).collect())
+}
+
+/// Brings the kernel, what it is told of the machine, and the boot processor's tables into memory.
+fn load(kernel: &KernelConfig, memory: &Memory, vcpus: u8, devices: u32) -> Result<Entry, Error> {
+    let devices: Vec<_> = (0..devices).map(mmio_device).collect();
+    let rsdp = acpi::write_tables(
+        memory.ram(),
+        &acpi::Machine {
+            vcpus,
+            serial: kernel.verbose_console,
+            devices: &devices,
+        },
+    )?;
+    let boot = Boot {
+        kernel: &kernel.path,
+        protocol: kernel.protocol,
+        initramfs: &kernel.initramfs,
+        command_line: &kernel.command_line(),
+        rsdp,
+    };
+    let entry = boot::load(memory, &boot)?;
+    vcpu::write_descriptors(memory.ram(), entry.protocol).map_err(BootError::Memory)?;
+    Ok(entry)
+}
+
+/// The devices that have something to be written down.
+#[derive(Debug)]
+struct Devices {
+    io_apic: Arc<Mutex<IoApic<Arc<VmFd>>>>,
+    /// By their windows' addresses.
+    virtio: Vec<Arc<Mutex<MmioTransport>>>,
+}
+
+impl Devices {
+    /// Makes fresh devices what others were.
+    fn restore(&self, state: &MachineState) -> Result<(), SnapshotError> {
+        lock(&self.io_apic)
+            .restore(&state.io_apic)
+            .map_err(SnapshotError::Interrupts)?;
+        let restored = self.virtio.len() == state.devices.len()
+            && self
+                .virtio
+                .iter()
+                .zip(&state.devices)
+                .all(|(device, state)| lock(device).restore(state));
+        if restored {
+            Ok(())
+        } else {
+            let what = "its virtio devices differ".to_owned();
+            Err(SnapshotError::OtherMachine { what })
+        }
+    }
+
+    /// Halts the virtio devices for good; what they were.
+    fn halt(&self) -> Result<Vec<mmio::State>, SnapshotError> {
+        let halted = self.virtio.iter().map(|device| lock(device).halt());
+        let halted: Option<_> = halted.collect();
+        halted.ok_or(SnapshotError::Unsettled)
+    }
+}
+
+fn lock<D>(device: &Mutex<D>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The machine's devices while they are put together.
@@ -348,8 +433,7 @@ struct Board<'a> {
     ports: Bus,
     mmio: Bus,
     latch: Arc<ExitLatch>,
-    /// How many virtio devices there are.
-    virtio: u32,
+    virtio: Vec<Arc<Mutex<MmioTransport>>>,
 }
 
 /// Where the driver finds the virtio device with this index.
@@ -379,7 +463,7 @@ impl<'a> Board<'a> {
             ports,
             mmio: Bus::new(),
             latch,
-            virtio: 0,
+            virtio: Vec::new(),
         })
     }
 
@@ -387,9 +471,11 @@ impl<'a> Board<'a> {
         &mut self,
         sink: Box<dyn io::Write + Send>,
         tail: ConsoleTail,
+        registers: &SerialState,
     ) -> Result<Arc<Mutex<SerialPort>>, Error> {
         let interrupt = self.interrupt(layout::SERIAL_GSI)?;
-        let serial = share(SerialPort::new(interrupt, sink, tail));
+        let serial = SerialPort::new(interrupt, sink, tail, registers);
+        let serial = share(serial.map_err(Error::host("making the serial port"))?);
         let base = layout::SERIAL_PORT.into();
         let device = Arc::clone(&serial);
         self.ports
@@ -406,7 +492,7 @@ impl<'a> Board<'a> {
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), Error> {
         // There is a pin for each.
-        let acpi::MmioDevice { base, gsi } = mmio_device(self.virtio);
+        let acpi::MmioDevice { base, gsi } = mmio_device(self.virtio.len() as u32);
         let base = u64::from(base);
         let ram = Arc::clone(memory.ram());
         let transport = MmioTransport::new(ram, device, self.interrupt(gsi)?);
@@ -416,10 +502,10 @@ impl<'a> Board<'a> {
                 .register_ioevent(event, &notify, queue)
                 .map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
         }
-        self.mmio
-            .insert(name, base, layout::VIRTIO_MMIO_SIZE, share(transport))?;
-        self.virtio += 1;
-        Ok(())
+        let transport = share(transport);
+        self.virtio.push(Arc::clone(&transport));
+        let size = layout::VIRTIO_MMIO_SIZE;
+        Ok(self.mmio.insert(name, base, size, transport)?)
     }
 
     /// An event that raises the interrupt line `gsi`.
@@ -435,18 +521,24 @@ impl<'a> Board<'a> {
         Ok(event)
     }
 
-    fn finish(mut self) -> Result<Arc<Shared>, Error> {
+    fn finish(mut self) -> Result<(Arc<Shared>, Devices), Error> {
         let base = layout::IO_APIC.into();
-        self.mmio
-            .insert("io-apic", base, io_apic::SIZE, share(self.io_apic))?;
-        Ok(Arc::new(Shared {
+        let io_apic = share(self.io_apic);
+        let device = Arc::clone(&io_apic);
+        self.mmio.insert("io-apic", base, io_apic::SIZE, device)?;
+        let devices = Devices {
+            io_apic,
+            virtio: self.virtio,
+        };
+        let shared = Arc::new(Shared {
             ports: self.ports,
             mmio: self.mmio,
             latch: self.latch,
             stop: AtomicBool::new(false),
             first_entry: OnceLock::new(),
             user_exits: AtomicU64::new(0),
-        }))
+        });
+        Ok((shared, devices))
     }
 }
 
@@ -458,7 +550,8 @@ fn share<D: BusDevice>(device: D) -> Arc<Mutex<D>> {
 #[derive(Debug)]
 pub struct RunningVm {
     parts: Parts,
-    threads: Vec<JoinHandle<()>>,
+    /// By the vCPUs' indices.
+    threads: Vec<JoinHandle<Vcpu>>,
 }
 
 impl RunningVm {
@@ -496,20 +589,66 @@ impl RunningVm {
 
     /// Ends the vCPU threads of a machine that has ended.
     fn join(&mut self) -> VmExit {
-        let shared = &self.parts.shared;
-        shared.stop.store(true, Ordering::Release);
+        self.halt();
+        lock(&self.parts.serial).drain();
+        let exit = self.parts.shared.latch.get().cloned();
+        exit.unwrap_or(VmExit::Stopped)
+    }
+
+    /// Takes the vCPUs out of the guest and from their threads.
+    fn halt(&mut self) -> Vec<Vcpu> {
+        self.parts.shared.stop.store(true, Ordering::Release);
         for thread in &self.threads {
             // A thread that has ended by itself cannot be signalled; it is joined below.
             let _ = thread.kill(vcpu::kick_signal());
         }
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a vCPU thread panicked");
-            }
+        let vcpu = |thread: JoinHandle<Vcpu>| {
+            let vcpu = thread.join();
+            vcpu.inspect_err(|_| tracing::error!("a vCPU thread panicked"))
+                .ok()
+        };
+        self.threads.drain(..).filter_map(vcpu).collect()
+    }
+
+    /// Ends the machine where it is and writes it down in the empty directory `directory`, for others to go on from as
+    /// [`Origin::Snapshot`]. What its devices have of the host does not go along: connections are cut, and files that
+    /// the guest has open in shared directories are not known to the next.
+    ///
+    /// # Errors
+    /// It has ended before, KVM does not tell something, or the files cannot be written.
+    pub fn write_snapshot(mut self, directory: &Path) -> Result<(), SnapshotError> {
+        let mut vcpus = self.halt();
+        for vcpu in &mut vcpus {
+            vcpu.settle();
         }
-        let serial = self.parts.serial.lock();
-        serial.unwrap_or_else(PoisonError::into_inner).drain();
-        shared.latch.get().cloned().unwrap_or(VmExit::Stopped)
+        let Parts {
+            shared,
+            devices,
+            serial,
+            vm,
+            memory,
+            ..
+        } = &self.parts;
+        if let Some(exit) = shared.latch.get() {
+            return Err(SnapshotError::Ended(exit.clone()));
+        }
+        // Before the vCPUs are read: a device's last interrupt is in a local APIC.
+        let virtio = devices.halt()?;
+        let hypervisor = Hypervisor::open()?;
+        let msrs = hypervisor.msrs()?;
+        // At most 254.
+        let cpuids = cpuids(&hypervisor, vcpus.len() as u8)?;
+        let vcpus = vcpus.iter().zip(&cpuids);
+        let vcpus = vcpus.map(|(vcpu, cpuid)| VcpuState::save(&vcpu.fd, cpuid, &msrs));
+        let state = MachineState {
+            memory: memory.size().bytes(),
+            clock: kvm::clock(vm)?,
+            io_apic: lock(&devices.io_apic).state(),
+            serial: lock(serial).registers(),
+            devices: virtio,
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+        };
+        snapshot::write(directory, &state, memory)
     }
 
     /// The last lines of the guest's console.

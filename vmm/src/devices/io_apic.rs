@@ -9,6 +9,7 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
@@ -67,6 +68,14 @@ struct Pin {
     connected: bool,
 }
 
+/// What the guest has programmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    select: u8,
+    id: u32,
+    entries: Vec<u64>,
+}
+
 /// The device.
 #[derive(Debug)]
 pub(crate) struct IoApic<L> {
@@ -101,6 +110,30 @@ impl<L: Lines> IoApic<L> {
             .ok()
             .and_then(|pin| self.pins.get_mut(pin));
         pin.map(|pin| pin.line = Some(line)).is_some()
+    }
+
+    /// What the guest has programmed so far.
+    pub fn state(&self) -> State {
+        State {
+            select: self.select,
+            id: self.id,
+            entries: self.pins.iter().map(|pin| pin.entry).collect(),
+        }
+    }
+
+    /// Programs a fresh device as another was whose lines are the same.
+    ///
+    /// # Errors
+    /// KVM does not take a pin's route.
+    pub fn restore(&mut self, state: &State) -> io::Result<()> {
+        (self.select, self.id) = (state.select, state.id);
+        for (index, entry) in state.entries.iter().enumerate() {
+            if let Some(pin) = self.pins.get_mut(index) {
+                pin.entry = *entry;
+                self.apply(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// The pin whose entry the selected register is a half of, and whether it is the high half.
@@ -290,6 +323,25 @@ mod tests {
         assert_eq!(recorder.take(), [Call::Disconnect(2), Call::Connect(2)]);
         assert_eq!(read(&mut device, ENTRIES + 4), 0x931);
         assert_eq!(read(&mut device, ENTRIES + 5), 3 << 24);
+    }
+
+    #[test]
+    fn a_device_is_programmed_as_another_was() {
+        let (mut first, _) = device();
+        write(&mut first, ENTRIES + 4, 0x931);
+        write(&mut first, ID, 3 << 24);
+        let (mut next, recorder) = device();
+        next.restore(&first.state()).unwrap();
+        let message = Message {
+            address: 0xfee0_0004,
+            data: 0x131,
+        };
+        assert_eq!(
+            recorder.take(),
+            [Call::Route(vec![(2, message)]), Call::Connect(2)]
+        );
+        assert_eq!(next.state(), first.state());
+        assert_eq!(read(&mut next, ID), 3 << 24);
     }
 
     #[test]

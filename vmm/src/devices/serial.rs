@@ -9,7 +9,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -117,6 +118,22 @@ impl Write for Output {
     }
 }
 
+/// How the registers are written down.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+pub(crate) struct SerialRegisters {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
 /// The serial port at its eight registers.
 pub(crate) struct SerialPort {
     model: Serial<Interrupt, NoEvents, Output>,
@@ -132,15 +149,29 @@ impl SerialPort {
     /// Number of ports.
     pub const PORTS: u64 = 8;
 
-    /// A port that writes to `sink` and `tail` and interrupts by `interrupt`.
-    pub fn new(interrupt: EventFd, sink: Box<dyn Write + Send>, tail: ConsoleTail) -> Self {
+    /// A port that writes to `sink` and `tail` and interrupts by `interrupt`, with these registers.
+    ///
+    /// # Errors
+    /// They are no port's, or the interrupt that they ask for cannot be raised.
+    pub fn new(
+        interrupt: EventFd,
+        sink: Box<dyn Write + Send>,
+        tail: ConsoleTail,
+        registers: &SerialState,
+    ) -> io::Result<Self> {
         let output = Output {
             sink,
             line: Vec::new(),
             tail,
         };
-        let model = Serial::new(Interrupt(interrupt), output);
-        Self { model }
+        let model = Serial::from_state(registers, Interrupt(interrupt), NoEvents, output);
+        let model = model.map_err(|error| io::Error::other(format!("{error:?}")))?;
+        Ok(Self { model })
+    }
+
+    /// The registers as they are.
+    pub fn registers(&self) -> SerialState {
+        self.model.state()
     }
 
     /// Gives an unfinished line to the sink.
@@ -189,7 +220,13 @@ mod tests {
     fn output_reaches_the_sink_by_lines_and_the_tail_at_once() {
         let (sink, tail) = (Sink::default(), ConsoleTail::default());
         let interrupt = EventFd::new(0).unwrap();
-        let mut port = SerialPort::new(interrupt, Box::new(sink.clone()), tail.clone());
+        let mut port = SerialPort::new(
+            interrupt,
+            Box::new(sink.clone()),
+            tail.clone(),
+            &SerialState::default(),
+        )
+        .unwrap();
         for &byte in b"one\ntw" {
             port.write(0, &[byte]);
         }

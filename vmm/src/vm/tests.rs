@@ -1,13 +1,16 @@
 //! Machines with a "kernel" of a few instructions: they run wherever KVM runs at all, also where
 //! it only emulates.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::sync::mpsc;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::memory::MemorySize;
+use crate::snapshot::Snapshot;
 
 /// An ELF file whose one segment, at 1 MiB, is `code`.
 fn elf(code: &[u8]) -> Vec<u8> {
@@ -54,28 +57,30 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 /// `hlt`, and again should it wake up.
 const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 
-/// A machine that is about to run `code`; none where there is no KVM.
-fn machine(code: &[u8], vcpus: u8) -> Option<(TempDir, RunningVm)> {
-    let directory = TempDir::new().unwrap();
-    let kernel = directory.path().join("vmlinux");
-    fs::write(&kernel, elf(code)).unwrap();
-    let config = VmConfig {
+fn config(vcpus: u8, kernel: PathBuf) -> VmConfig {
+    VmConfig {
         vcpus,
         memory: MemorySize::from_mib(16).unwrap(),
-        kernel,
-        protocol: None,
-        initramfs: Vec::new(),
-        command_line: String::new(),
+        origin: Origin::Kernel(KernelConfig {
+            path: kernel,
+            ..KernelConfig::default()
+        }),
         console: Box::new(io::sink()),
-        verbose_console: false,
         rng: true,
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
-    };
-    match Vm::new(config) {
+    }
+}
+
+/// A machine that is about to run `code`; none where there is no KVM.
+fn machine(code: &[u8], vcpus: u8) -> Option<(TempDir, RunningVm)> {
+    let directory = TempDir::new().unwrap();
+    let kernel = directory.path().join("vmlinux");
+    fs::write(&kernel, elf(code)).unwrap();
+    match Vm::new(config(vcpus, kernel)) {
         Ok(vm) => Some((directory, vm.start().unwrap())),
         Err(Error::Kvm(error @ (KvmError::NoDevice | KvmError::Denied(_)))) => {
             println!("skipped: {error}");
@@ -198,27 +203,178 @@ fn exits_are_counted() {
 #[test]
 fn impossible_machines_are_refused() {
     for (vcpus, kernel) in [(0, "x"), (255, "x"), (1, "/nonexistent/vmlinux")] {
-        let config = VmConfig {
-            vcpus,
-            memory: MemorySize::from_mib(16).unwrap(),
-            kernel: kernel.into(),
-            protocol: None,
-            initramfs: Vec::new(),
-            command_line: String::new(),
-            console: Box::new(io::sink()),
-            verbose_console: false,
-            rng: false,
-            vsock: None,
-            shares: Vec::new(),
-            interfaces: Vec::new(),
-            leave_host: Box::new(|| Ok(())),
-            seccomp: Policy::Enforce,
-        };
-        match Vm::new(config).unwrap_err() {
+        match Vm::new(config(vcpus, kernel.into())).unwrap_err() {
             Error::VcpuCount { count } => assert_eq!(count, vcpus),
             Error::Boot(error) => assert!(error.to_string().contains(kernel), "{error}"),
             Error::Kvm(error) => println!("skipped: {error}"),
             error => panic!("{error}"),
         }
     }
+}
+
+/// Tells when a line of the console is complete.
+struct Lines(mpsc::Sender<()>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.send(());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where [`waiting_code`] looks for what it waits for.
+const FLAG: u32 = 0x20_0000;
+
+/// Prints a line, waits until the byte at [`FLAG`] is not zero, then prints what a register held all the while.
+fn waiting_code() -> Vec<u8> {
+    // mov esi, 'k'
+    let mut code = vec![0xbe, b'k', 0, 0, 0];
+    code.extend(out(0x3f8, b'w'));
+    code.extend(out(0x3f8, b'\n'));
+    // cmp byte [FLAG], 0; je to itself
+    code.extend([0x80, 0x3c, 0x25]);
+    code.extend(FLAG.to_le_bytes());
+    code.extend([0, 0x74, 0xf6]);
+    // mov eax, esi
+    code.extend([0x89, 0xf0]);
+    code.extend(print_al());
+    code.extend(power_off());
+    code.extend(SPIN);
+    code
+}
+
+/// Writes a machine that runs [`waiting_code`] down in the second directory; none where there is no KVM.
+fn snapshot(vcpus: u8) -> Option<(TempDir, TempDir)> {
+    let [boot, directory] = [(); 2].map(|()| TempDir::new().unwrap());
+    let kernel = boot.path().join("vmlinux");
+    fs::write(&kernel, elf(&waiting_code())).unwrap();
+    let (line, waits) = mpsc::channel();
+    let config = VmConfig {
+        console: Box::new(Lines(line)),
+        ..config(vcpus, kernel)
+    };
+    match Vm::new(config) {
+        Ok(vm) => {
+            let vm = vm.start().unwrap();
+            waits.recv().unwrap();
+            vm.write_snapshot(directory.path()).unwrap();
+            Some((boot, directory))
+        }
+        Err(Error::Kvm(error @ (KvmError::NoDevice | KvmError::Denied(_)))) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
+    }
+}
+
+fn restored(vcpus: u8, directory: &Path) -> Result<Vm, Error> {
+    Vm::new(VmConfig {
+        origin: Origin::Snapshot(Snapshot::open(directory)?),
+        ..config(vcpus, PathBuf::new())
+    })
+}
+
+#[test]
+fn machines_go_on_where_another_was_written_down() {
+    for vcpus in [1, 2] {
+        let Some((_boot, directory)) = snapshot(vcpus) else {
+            return;
+        };
+        let memory = directory.path().join("memory");
+        let file = File::options().write(true).open(&memory).unwrap();
+        file.write_all_at(&[1], FLAG.into()).unwrap();
+        let before = fs::read(&memory).unwrap();
+        for _ in 0..2 {
+            let mut vm = restored(vcpus, directory.path()).unwrap().start().unwrap();
+            assert_eq!(vm.wait().unwrap(), VmExit::Shutdown);
+            assert_eq!(vm.console().lines(), ["k"]);
+        }
+        assert!(
+            fs::read(&memory).unwrap() == before,
+            "a machine wrote to the file"
+        );
+    }
+}
+
+#[test]
+fn pages_of_zeros_take_no_room_in_a_snapshot() {
+    let Some((_boot, directory)) = snapshot(1) else {
+        return;
+    };
+    let memory = fs::metadata(directory.path().join("memory")).unwrap();
+    assert_eq!(memory.len(), 16 << 20);
+    // In units of 512 bytes.
+    assert!(memory.blocks() < 1 << 10, "{} blocks", memory.blocks());
+}
+
+#[test]
+fn a_snapshot_that_does_not_fit_is_refused_by_name() {
+    let Some((_boot, directory)) = snapshot(1) else {
+        return;
+    };
+    let refused = |vcpus| restored(vcpus, directory.path()).unwrap_err().to_string();
+    assert_eq!(
+        refused(2),
+        "the snapshot is of another machine: 1 vCPUs, not 2"
+    );
+    let other = VmConfig {
+        origin: Origin::Snapshot(Snapshot::open(directory.path()).unwrap()),
+        rng: false,
+        ..config(1, PathBuf::new())
+    };
+    assert_eq!(
+        Vm::new(other).unwrap_err().to_string(),
+        "the snapshot is of another machine: its virtio devices differ"
+    );
+
+    let path = directory.path().join("machine.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        refused(1)
+    };
+    assert_eq!(
+        with("\"frequency\":", "\"frequency\":1"),
+        "the snapshot was made on a host with another processor, kernel or KVM: make it anew"
+    );
+    assert!(
+        with("\"format\":1", "\"format\":2")
+            .ends_with("machine.json has format 2, and this rt reads 1: make the snapshot anew")
+    );
+    assert!(
+        with("\"clock\"", "\"clack\"")
+            .ends_with("machine.json is not the state of a machine: make the snapshot anew")
+    );
+    fs::write(&path, &text).unwrap();
+    let memory = File::options()
+        .write(true)
+        .open(directory.path().join("memory"))
+        .unwrap();
+    memory.set_len((16 << 20) - 4096).unwrap();
+    assert!(
+        refused(1)
+            .ends_with("memory has 16773120 bytes in place of 16777216: make the snapshot anew")
+    );
+}
+
+#[test]
+fn only_what_runs_is_written_down() {
+    let code = [power_off(), SPIN.into()].concat();
+    let Some((directory, mut vm)) = machine(&code, 1) else {
+        return;
+    };
+    vm.wait().unwrap();
+    let error = vm
+        .write_snapshot(&directory.path().join("snapshot"))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the machine has ended: the guest powered off"
+    );
 }

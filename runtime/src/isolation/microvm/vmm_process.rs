@@ -31,7 +31,7 @@ use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::net::Interface;
 use vmm::devices::virtio::vsock::GuestCid;
 use vmm::seccomp::{self, SeccompError, Thread};
-use vmm::{RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
+use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 
 use super::CONFINEMENT;
 use super::agent::{Agent, AgentError, VSOCK};
@@ -520,15 +520,17 @@ fn config(
         vcpus: orders.vcpus,
         memory: vmm::memory::MemorySize::from_bytes(orders.memory)
             .map_err(|error| VmmError::Machine(error.into()))?,
-        kernel: orders.kernel.clone(),
-        protocol: None,
-        initramfs,
-        command_line: orders.parameters.join(" "),
+        origin: Origin::Kernel(KernelConfig {
+            path: orders.kernel.clone(),
+            protocol: None,
+            initramfs,
+            parameters: orders.parameters.join(" "),
+            verbose_console: false,
+        }),
         console: Box::new(Bounded {
             file: console,
             left: CONSOLE_LIMIT,
         }),
-        verbose_console: false,
         rng: true,
         vsock: Some(VsockConfig {
             cid: GuestCid::DEFAULT,

@@ -64,6 +64,11 @@ impl Interrupt {
         self.needs_reset.load(Ordering::SeqCst)
     }
 
+    /// Takes over the InterruptStatus of another device, whose interrupt the guest has had.
+    pub(super) fn restore(&self, status: u32) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
     /// Back to the state at power on.
     pub(super) fn reset(&self) {
         self.status.store(0, Ordering::SeqCst);

@@ -5,10 +5,12 @@
 //! that a write after activation has nothing to change.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_mmio;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, VirtQueue, VirtioDevice};
@@ -43,12 +45,9 @@ enum Stage {
     /// Before FEATURES_OK.
     Negotiating(Negotiation),
     /// Features are agreed on; queues are being set up.
-    Configuring {
-        features: u64,
-        queues: Vec<QueueRegisters>,
-    },
+    Configuring(Negotiated),
     /// DRIVER_OK: the device has the queues.
-    Active,
+    Active(Negotiated),
     /// The driver has given up, or set DRIVER_OK on queues that cannot be.
     Failed,
 }
@@ -60,8 +59,32 @@ struct Negotiation {
     driver_features: u64,
 }
 
+/// What driver and device have agreed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Negotiated {
+    features: u64,
+    queues: Vec<QueueRegisters>,
+}
+
+/// What a transport and its device are to the driver between two requests. The rest is in guest memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    device_type: u32,
+    status: u32,
+    interrupt_status: u32,
+    /// None where no driver has come.
+    negotiated: Option<Negotiated>,
+}
+
+/// Whether a device has served a ring before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    New,
+    Used,
+}
+
 /// The registers of one queue.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueRegisters {
     max_size: u16,
     size: u16,
@@ -84,7 +107,7 @@ impl QueueRegisters {
     }
 
     /// The queue that the registers describe, if its size is one and its rings are in memory.
-    fn build(&self, memory: &GuestRam, event_idx: bool) -> Option<Queue> {
+    fn build(&self, memory: &GuestRam, event_idx: bool, ring: Ring) -> Option<Queue> {
         if !self.ready {
             return None;
         }
@@ -110,6 +133,14 @@ impl QueueRegisters {
             if address == 0 || memory.get_slice(GuestAddress(address), length).is_err() {
                 return None;
             }
+        }
+        if ring == Ring::Used {
+            // Every device gives chains back in the order in which it took them, and those that it took and did not
+            // give back are to be taken again.
+            let index = GuestAddress(self.used).checked_add(2)?;
+            let next = u16::from_le(memory.load(index, Ordering::Acquire).ok()?);
+            queue.set_next_avail(next);
+            queue.set_next_used(next);
         }
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
@@ -186,11 +217,11 @@ impl MmioTransport {
                 .and_then(|i| self.device.queue_sizes().get(i))
                 .map_or(0, |&size| u32::from(size)),
             virtio_mmio::VIRTIO_MMIO_QUEUE_READY => match &self.stage {
-                Stage::Configuring { queues, .. } => self
+                Stage::Configuring(negotiated) => self
                     .selected_index()
-                    .and_then(|i| queues.get(i))
+                    .and_then(|i| negotiated.queues.get(i))
                     .map_or(0, |queue| u32::from(queue.ready)),
-                Stage::Active => self
+                Stage::Active(_) => self
                     .selected_index()
                     .is_some_and(|i| i < self.device.queue_sizes().len())
                     .into(),
@@ -235,8 +266,8 @@ impl MmioTransport {
                 },
                 _ => {}
             },
-            Stage::Configuring { queues, .. } => {
-                let Some(queue) = selected.and_then(|i| queues.get_mut(i)) else {
+            Stage::Configuring(negotiated) => {
+                let Some(queue) = selected.and_then(|i| negotiated.queues.get_mut(i)) else {
                     return;
                 };
                 match register {
@@ -263,7 +294,7 @@ impl MmioTransport {
                     _ => {}
                 }
             }
-            Stage::Active | Stage::Failed => {}
+            Stage::Active(_) | Stage::Failed => {}
         }
     }
 
@@ -288,7 +319,7 @@ impl MmioTransport {
         }
         let value = value & !status::NEEDS_RESET;
         if value & status::FAILED != 0 {
-            if matches!(self.stage, Stage::Active) {
+            if matches!(self.stage, Stage::Active(_)) {
                 self.device.reset();
             }
             self.status |= status::FAILED;
@@ -332,25 +363,17 @@ impl MmioTransport {
                     return false;
                 }
                 let sizes = self.device.queue_sizes().iter();
-                self.stage = Stage::Configuring {
+                self.stage = Stage::Configuring(Negotiated {
                     features,
                     queues: sizes.map(|&size| QueueRegisters::new(size)).collect(),
-                };
+                });
             }
-            (status::DRIVER_OK, Stage::Configuring { features, queues }) => {
-                let event_idx = features & F_EVENT_IDX != 0;
-                let built: Option<Vec<Queue>> = queues
-                    .iter()
-                    .map(|queue| queue.build(&self.memory, event_idx))
-                    .collect();
-                let features = *features;
-                match built {
-                    Some(queues) => self.activate(queues, features),
-                    None => {
-                        tracing::warn!("the virtio driver set up queues that cannot be");
-                        self.stage = Stage::Failed;
-                        self.interrupt.signal_needs_reset();
-                    }
+            (status::DRIVER_OK, Stage::Configuring(negotiated)) => {
+                let negotiated = negotiated.clone();
+                if !self.activate(negotiated, Ring::New) {
+                    tracing::warn!("the virtio driver set up queues that cannot be");
+                    self.stage = Stage::Failed;
+                    self.interrupt.signal_needs_reset();
                 }
             }
             _ => {}
@@ -359,16 +382,60 @@ impl MmioTransport {
         true
     }
 
-    fn activate(&mut self, queues: Vec<Queue>, features: u64) {
+    /// Gives the device its queues; says whether they can be.
+    fn activate(&mut self, negotiated: Negotiated, rings: Ring) -> bool {
+        let features = negotiated.features;
+        let event_idx = features & F_EVENT_IDX != 0;
+        let built: Option<Vec<Queue>> = negotiated
+            .queues
+            .iter()
+            .map(|queue| queue.build(&self.memory, event_idx, rings))
+            .collect();
+        let Some(queues) = built else { return false };
         let queues = queues.into_iter().map(|queue| {
             VirtQueue::new(queue, Arc::clone(&self.memory), Arc::clone(&self.interrupt))
         });
         self.device.activate(queues.collect(), features);
-        self.stage = Stage::Active;
+        self.stage = Stage::Active(negotiated);
+        true
+    }
+
+    /// Takes the queues away from the device for good, and tells what a new one needs to go on with them; `None` while
+    /// the driver sets it up, or after it has failed. No vCPU may run.
+    pub(crate) fn halt(&mut self) -> Option<State> {
+        let negotiated = match &self.stage {
+            Stage::Negotiating(_) if self.status & status::DRIVER == 0 => None,
+            Stage::Active(negotiated) if !self.interrupt.needs_reset() => Some(negotiated.clone()),
+            _ => return None,
+        };
+        if negotiated.is_some() {
+            self.device.reset();
+        }
+        Some(State {
+            device_type: self.device.device_type() as u32,
+            status: self.status,
+            interrupt_status: self.interrupt.status(),
+            negotiated,
+        })
+    }
+
+    /// Goes on where a device like this one was halted, with the memory as it was; says whether it can.
+    pub(crate) fn restore(&mut self, state: &State) -> bool {
+        if state.device_type != self.device.device_type() as u32 {
+            return false;
+        }
+        self.status = state.status;
+        self.interrupt.restore(state.interrupt_status);
+        let Some(negotiated) = &state.negotiated else {
+            return true;
+        };
+        negotiated.features & !self.features() == 0
+            && negotiated.queues.len() == self.device.queue_sizes().len()
+            && self.activate(negotiated.clone(), Ring::Used)
     }
 
     fn reset(&mut self) {
-        if matches!(self.stage, Stage::Active) {
+        if matches!(self.stage, Stage::Active(_)) {
             self.device.reset();
         }
         self.interrupt.reset();
@@ -382,7 +449,7 @@ impl MmioTransport {
         let Ok(queue) = usize::try_from(queue) else {
             return;
         };
-        if !matches!(self.stage, Stage::Active) || queue >= self.device.queue_sizes().len() {
+        if !matches!(self.stage, Stage::Active(_)) || queue >= self.device.queue_sizes().len() {
             return;
         }
         match self.device.queue_events().get(queue) {
@@ -510,7 +577,10 @@ mod tests {
 
     impl Machine {
         fn new() -> Self {
-            let driver = Driver::new(&[16]);
+            Self::of(Driver::new(&[16]))
+        }
+
+        fn of(driver: Driver) -> Self {
             let seen = Arc::<Mutex<Seen>>::default();
             let probe = Probe {
                 seen: Arc::clone(&seen),
@@ -644,6 +714,72 @@ mod tests {
         machine.driver.offer(0, &[(0x1_0000, 4, READ)]);
         let mut seen = machine.seen.lock().unwrap();
         assert_eq!(seen.queues[0].pop().unwrap().readable_len(), 4);
+    }
+
+    #[test]
+    fn a_device_goes_on_where_another_was_halted() {
+        let mut first = Machine::new();
+        first.activate();
+        for address in [0x1_0000, 0x2_0000] {
+            first.driver.offer(0, &[(address, 4, READ)]);
+        }
+        {
+            let mut seen = first.seen.lock().unwrap();
+            let chain = seen.queues[0].pop().unwrap();
+            seen.queues[0].complete(chain, 0);
+            seen.queues[0].signal_used();
+            // This one it has no time for.
+            assert!(seen.queues[0].pop().is_some());
+        }
+        let state = first.transport.halt().unwrap();
+        assert!(first.seen.lock().unwrap().queues.is_empty());
+
+        let mut next = Machine::of(first.driver);
+        assert!(next.transport.restore(&state));
+        assert_eq!(next.read(STATUS), 15);
+        assert_eq!(next.read(INTERRUPT_STATUS), 1);
+        let mut seen = next.seen.lock().unwrap();
+        assert_eq!(seen.features, F_VERSION_1 | F_EVENT_IDX);
+        let chain = seen.queues[0].pop().unwrap();
+        seen.queues[0].complete(chain, 0);
+        assert!(seen.queues[0].pop().is_none());
+        assert_eq!(next.driver.used(0), [(0, 0), (1, 0)]);
+    }
+
+    #[test]
+    fn a_device_is_halted_only_between_steps_and_restored_only_as_it_was() {
+        let mut machine = Machine::new();
+        let untouched = machine.transport.halt().unwrap();
+        machine.negotiate(F_VERSION_1);
+        assert_eq!(machine.transport.halt(), None);
+        machine.set_up_queue();
+        machine.write(STATUS, 15);
+        let state = machine.transport.halt().unwrap();
+        let restored = |change: fn(&mut State)| {
+            let mut state = state.clone();
+            change(&mut state);
+            Machine::new().transport.restore(&state)
+        };
+        assert!(restored(|_| {}));
+        assert!(!restored(|state| state.device_type = 1));
+        assert!(!restored(|state| state
+            .negotiated
+            .as_mut()
+            .unwrap()
+            .features |= 2));
+        assert!(!restored(|state| state
+            .negotiated
+            .as_mut()
+            .unwrap()
+            .queues
+            .clear()));
+        assert!(!restored(|state| {
+            state.negotiated.as_mut().unwrap().queues[0].used = u64::MAX;
+        }));
+        let mut fresh = Machine::new();
+        assert!(fresh.transport.restore(&untouched));
+        fresh.activate();
+        assert_eq!(fresh.read(STATUS), 15);
     }
 
     #[test]
