@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -55,6 +56,8 @@ pub struct MicrovmConfig {
     pub guests: PathBuf,
     /// The name of the guest to boot; none: the only one there is, or `default`.
     pub guest: Option<String>,
+    /// The directory of templates: a microVM that boots as one of them did goes on from it instead.
+    pub templates: PathBuf,
     /// The agent's binary; none: `rt-agent` beside `rt`.
     pub agent: Option<PathBuf>,
     /// Virtual CPUs where the bundle does not say.
@@ -80,11 +83,19 @@ impl Default for MicrovmConfig {
         Self {
             guests: PathBuf::from("/var/lib/rt/guests"),
             guest: None,
+            templates: PathBuf::from("/var/lib/rt/templates"),
             agent: None,
             vcpus: 1,
             memory_mib: 256,
             boot_limit_seconds: 60,
         }
+    }
+}
+
+impl MicrovmConfig {
+    /// [`MicrovmConfig::boot_limit_seconds`], at least one.
+    pub fn boot_limit(&self) -> Duration {
+        Duration::from_secs(self.boot_limit_seconds.max(1).into())
     }
 }
 

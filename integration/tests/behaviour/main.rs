@@ -28,6 +28,7 @@ mod restrictions;
 mod rootless;
 mod stdio;
 mod systemd_cgroup;
+mod templates;
 mod terminal;
 mod update;
 mod verify;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
                 attacks::MICROVM_CLAIMS,
                 network::MICROVM_CLAIMS,
                 pods::MICROVM_CLAIMS,
+                templates::CLAIMS,
             ]
             .as_slice(),
             Model::Container => &[

@@ -13,6 +13,7 @@ mod list;
 mod logs;
 mod ps;
 mod spec;
+mod template;
 mod update;
 
 pub use features::features;
@@ -111,6 +112,7 @@ enum Command {
     /// Print what this runtime supports, as JSON
     Features,
     Guest(guest::cli::Args),
+    Template(template::TemplateArgs),
     Bundle(image::cli::Args),
     Doctor(doctor::cli::Args),
     Bench(bench::BenchArgs),
@@ -136,6 +138,8 @@ enum CliError {
     Isolation(#[from] crate::isolation::IsolationError),
     #[error(transparent)]
     Lifecycle(#[from] lifecycle::Error),
+    #[error(transparent)]
+    Template(#[from] crate::isolation::microvm::template::TemplateError),
     #[error(transparent)]
     Guest(#[from] guest::Error),
     #[error(transparent)]
@@ -322,6 +326,7 @@ fn run(cli: Cli, binary: Option<Model>) -> Result<u8, CliError> {
             };
             arguments.run(configured, &mut out)?;
         }
+        Command::Template(arguments) => arguments.run(&context, &mut out)?,
         Command::Bundle(arguments) => arguments.run(spec::base()?, &mut out)?,
         Command::Doctor(arguments) => {
             return Ok(arguments.run(global.isolation, context.config(), &mut out)?);

@@ -12,6 +12,7 @@ mod network;
 mod operation;
 mod process;
 mod relay;
+mod renew;
 mod sys;
 mod terminal;
 

@@ -86,6 +86,10 @@ pub(crate) fn enter_new_namespace(network: &Network) -> Result<(), NetworkError>
             LinkAttribute::IfName(interface.name.clone()),
             LinkAttribute::Mtu(interface.mtu),
         ];
+        if !interface.device_address.is_empty() {
+            let address = LinkAttribute::Address(interface.link_address.clone());
+            moved.attributes.push(address);
+        }
         outside
             .change(RouteNetlinkMessage::SetLink(moved), 0)
             .map_err(io_error(format!(
@@ -194,14 +198,18 @@ fn is_sending() -> io::Result<bool> {
     Ok(false)
 }
 
-/// The device with the interface's link address.
+/// The interface's device.
 fn device(netlink: &mut Netlink, interface: &Interface) -> Result<u32, NetworkError> {
+    let address = match interface.device_address.as_slice() {
+        [] => &interface.link_address,
+        _ => &interface.device_address,
+    };
+    let wanted = LinkAttribute::Address(address.clone());
     let all = netlink
         .list(RouteNetlinkMessage::GetLink(LinkMessage::default()))
         .map_err(io_error("list network devices"))?;
     let found = all.into_iter().find_map(|message| match message {
         RouteNetlinkMessage::NewLink(link) => {
-            let wanted = LinkAttribute::Address(interface.link_address.clone());
             let is_wanted = link.attributes.contains(&wanted);
             is_wanted.then_some(link.header.index)
         }

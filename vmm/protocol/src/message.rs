@@ -18,6 +18,17 @@ pub struct Hello {
     pub uptime_nanos: u64,
 }
 
+/// What a machine that goes on from a snapshot must not have in common with others, or cannot know.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RenewRequest {
+    /// Random bytes of the host for the guest kernel's generator: 32 or more.
+    #[prost(bytes = "vec", tag = "1")]
+    pub seed: Vec<u8>,
+    /// The time of day in nanoseconds since 1970, UTC.
+    #[prost(uint64, tag = "2")]
+    pub unix_nanos: u64,
+}
+
 /// Nothing.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Empty {}
@@ -85,7 +96,7 @@ pub struct Interface {
     /// Its name in the container.
     #[prost(string, tag = "1")]
     pub name: String,
-    /// The link address by which its device is found.
+    /// Its link address.
     #[prost(bytes = "vec", tag = "2")]
     pub link_address: Vec<u8>,
     /// The largest packet without its link header, in bytes.
@@ -94,6 +105,9 @@ pub struct Interface {
     /// Its addresses.
     #[prost(message, repeated, tag = "4")]
     pub addresses: Vec<InterfaceAddress>,
+    /// The link address by which its device is found, if that is another.
+    #[prost(bytes = "vec", tag = "5")]
+    pub device_address: Vec<u8>,
 }
 
 /// An address of an interface.

@@ -36,6 +36,9 @@ macro_rules! methods {
 }
 
 methods! {
+    /// Makes a machine that goes on from another's snapshot one of its own: its randomness and its time. The first call
+    /// to it.
+    Renew: RenewRequest => Empty;
     /// Creates a container; its init process waits for [`StartContainer`].
     CreateContainer: CreateContainerRequest => ProcessStarted;
     /// Lets the init process of a created container run the workload.

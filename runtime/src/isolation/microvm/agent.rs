@@ -1,6 +1,7 @@
 //! Calls to the guest's agent. The guest is hostile: each call has a time limit, each answer is checked by `protocol`.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -59,6 +60,16 @@ impl Agent {
         Ok(Self {
             client: Client::new(stream),
         })
+    }
+
+    /// Closes the connection, and waits until the agent has closed its end.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn finish(self) -> io::Result<()> {
+        let mut stream = self.client.stream();
+        stream.shutdown(Shutdown::Write)?;
+        io::copy(&mut stream, &mut io::sink()).map(drop)
     }
 
     /// Calls a method and waits for its answer.

@@ -17,6 +17,7 @@ mod shares;
 mod sizing;
 mod stand_in;
 mod supervise;
+pub mod template;
 mod terminal;
 mod vmm_process;
 
@@ -49,13 +50,14 @@ use self::agent::{Agent, AgentError};
 use self::guest_spec::{Network, PodInit};
 use self::pod::{Member, Role};
 use self::shares::Content;
-use self::vmm_process::Orders;
+use self::vmm_process::{Boot, Orders};
 use super::{
     CreateContext, ExecRequest, Images, Isolation, IsolationError, Made, Model, OomWatch, Stats,
     Target,
 };
 use crate::bundle::{Bundle, VmSection};
-use crate::guest::Store;
+use crate::config::MicrovmConfig;
+use crate::guest::{Guest, Store};
 use crate::id::ContainerId;
 use crate::process::PidFd;
 use crate::signal::Signal;
@@ -480,9 +482,7 @@ fn prepare_host(context: &CreateContext<'_>, pid: Pid) -> Result<(), engine::Err
 /// What the VMM process will need, all of it checked as far as the host can.
 fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, IsolationError> {
     let config = &context.config.microvm;
-    let cpus = std::thread::available_parallelism()
-        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
-    let size = sizing::size(context.bundle, config, cpus).map_err(IsolationError::failed)?;
+    let size = sizing::size(context.bundle, config, host_cpus()).map_err(IsolationError::failed)?;
     let guest_spec =
         guest_spec::rewrite(context.bundle, context.id, None).map_err(IsolationError::failed)?;
     let vm = context.bundle.vm();
@@ -499,10 +499,7 @@ fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, Isola
             (path, None)
         }
         None => {
-            let store = Store::locate(None, Some(&config.guests));
-            let guest = store
-                .select(config.guest.as_deref())
-                .map_err(IsolationError::failed)?;
+            let guest = guest(config)?;
             (guest.kernel(), guest.modules_cpio())
         }
     };
@@ -512,18 +509,21 @@ fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, Isola
         vm_dir: context.dir.join(VM_DIR),
         cgroup: context.cgroup_path.to_owned(),
         network: guest_spec.network,
-        kernel,
-        modules,
-        initrd: kernel_section
-            .and_then(|kernel| kernel.initrd.as_ref())
-            .map(|path| context.bundle.dir().join(path)),
-        agent: agent_binary(config.agent.as_deref())?,
-        parameters: kernel_section
-            .map(|kernel| kernel.parameters.clone())
-            .unwrap_or_default(),
-        vcpus: size.vcpus,
-        memory: size.memory,
-        boot_limit: Duration::from_secs(config.boot_limit_seconds.max(1).into()),
+        boot: Boot {
+            kernel,
+            modules,
+            initrd: kernel_section
+                .and_then(|kernel| kernel.initrd.as_ref())
+                .map(|path| context.bundle.dir().join(path)),
+            agent: agent_binary(config.agent.as_deref())?,
+            parameters: kernel_section
+                .map(|kernel| kernel.parameters.clone())
+                .unwrap_or_default(),
+            vcpus: size.vcpus,
+            memory: size.memory,
+            limit: config.boot_limit(),
+        },
+        templates: config.templates.clone(),
         rootfs: context.bundle.rootfs().to_owned(),
         rootfs_read_only: is_read_only(context.bundle),
         is_sandbox,
@@ -531,6 +531,38 @@ fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, Isola
         spec: guest_spec.spec,
         console_socket: context.console_socket.map(Path::to_owned),
     })
+}
+
+/// What a bundle boots that says nothing of its machine.
+///
+/// # Errors
+/// There is no guest kernel, or no agent.
+pub(crate) fn default_boot(config: &MicrovmConfig) -> Result<Boot, IsolationError> {
+    let guest = guest(config)?;
+    let size = sizing::configured(config, host_cpus());
+    Ok(Boot {
+        kernel: guest.kernel(),
+        modules: guest.modules_cpio(),
+        initrd: None,
+        agent: agent_binary(config.agent.as_deref())?,
+        parameters: Vec::new(),
+        vcpus: size.vcpus,
+        memory: size.memory,
+        limit: config.boot_limit(),
+    })
+}
+
+/// The guest that the configuration chooses.
+fn guest(config: &MicrovmConfig) -> Result<Guest, IsolationError> {
+    let store = Store::locate(None, Some(&config.guests));
+    store
+        .select(config.guest.as_deref())
+        .map_err(IsolationError::failed)
+}
+
+fn host_cpus() -> u32 {
+    std::thread::available_parallelism()
+        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
 }
 
 /// Whether the host can refuse every write to the root. Where a mount point is missing the guest's engine has to make

@@ -36,7 +36,7 @@ use protocol::message::{self, Neighbour, Network, Route};
 use vmm::devices::virtio::net::{Interface, Tap, TapError};
 
 /// The names of tap devices.
-const TAP_NAMES: &str = "rt-tap%d";
+pub const TAP_NAMES: &str = "rt-tap%d";
 
 /// The queueing discipline of what arrives; each interface has at most one, and it has this handle.
 const INGRESS: TcHandle = TcHandle {
@@ -251,6 +251,7 @@ fn describe(netlink: &mut Netlink, links: &[Link]) -> Result<Network, NetworkErr
             link_address: link.address.to_vec(),
             mtu: link.mtu.into(),
             addresses: Vec::new(),
+            device_address: Vec::new(),
         })
         .collect();
     let by_index = |index: u32| links.iter().position(|link| link.index == index);

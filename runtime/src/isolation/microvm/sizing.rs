@@ -90,7 +90,7 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
                 .filter(|quota| *quota > 0)
                 .map(|quota| quota.div_ceil(period));
             let asked = asked.map_or(config.vcpus, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
-            asked.clamp(1, host_cpus.clamp(1, VCPUS_MAX))
+            within(asked, host_cpus)
         }
     };
 
@@ -130,6 +130,23 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
         vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         memory,
     })
+}
+
+/// The size of a microVM whose bundle says nothing of it.
+pub fn configured(config: &MicrovmConfig, host_cpus: u32) -> Size {
+    let memory = config.memory_mib.saturating_mul(1 << 20).max(MEMORY_MIN);
+    Size {
+        // At most VCPUS_MAX.
+        vcpus: within(config.vcpus, host_cpus) as u8,
+        memory: memory
+            .checked_next_multiple_of(MEMORY_STEP)
+            .unwrap_or(memory),
+    }
+}
+
+/// As many virtual CPUs as are asked for and the host has.
+fn within(asked: u32, host_cpus: u32) -> u32 {
+    asked.clamp(1, host_cpus.clamp(1, VCPUS_MAX))
 }
 
 /// What an annotation says if it is a number above 0: 0 stands for no limit.

@@ -11,16 +11,18 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::cgroup::Cgroup;
 use engine::fault;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::setsid;
+use nix::unistd::{pipe2, setsid};
 use oci_spec::runtime::{Process, Spec};
 use protocol::message::{ContainerRequest, CreateContainerRequest, Outcome};
 use protocol::method::{CreateContainer, FinishSending};
@@ -29,8 +31,10 @@ use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::net::Interface;
-use vmm::devices::virtio::vsock::GuestCid;
+use vmm::devices::virtio::vsock::{GuestCid, VsockHandle, VsockListener};
+use vmm::memory::MemorySize;
 use vmm::seccomp::{self, SeccompError, Thread};
+use vmm::snapshot::Snapshot;
 use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 
 use super::CONFINEMENT;
@@ -42,6 +46,7 @@ use super::relay::Relay;
 use super::report::Reporter;
 use super::shares::{self, Content, ShareError, Shares};
 use super::supervise::{End, Supervised, catch_signals, end_like};
+use super::template::{self, TemplateError, Templates};
 use super::terminal::HostTerminal;
 use crate::guest::initramfs;
 
@@ -71,6 +76,27 @@ pub struct Orders {
     pub cgroup: PathBuf,
     /// Which network namespace to enter.
     pub network: Network,
+    /// What the machine boots, unless there is a template of it.
+    pub boot: Boot,
+    /// The directory of templates.
+    pub templates: PathBuf,
+    /// The container's root on the host.
+    pub rootfs: PathBuf,
+    /// Whether the guest may not write to it.
+    pub rootfs_read_only: bool,
+    /// Whether other containers will come into the machine.
+    pub is_sandbox: bool,
+    /// What else the guest sees.
+    pub volumes: Vec<Volume>,
+    /// The configuration for the guest's engine.
+    pub spec: Spec,
+    /// Where the terminal's master goes.
+    pub console_socket: Option<PathBuf>,
+}
+
+/// What a machine boots, and how large it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Boot {
     /// The kernel, an ELF file.
     pub kernel: PathBuf,
     /// The archive of its modules.
@@ -86,19 +112,33 @@ pub struct Orders {
     /// Bytes of guest memory.
     pub memory: u64,
     /// How long the guest may take from its first instruction to its agent's first word.
-    pub boot_limit: Duration,
-    /// The container's root on the host.
-    pub rootfs: PathBuf,
-    /// Whether the guest may not write to it.
-    pub rootfs_read_only: bool,
-    /// Whether other containers will come into the machine.
-    pub is_sandbox: bool,
-    /// What else the guest sees.
-    pub volumes: Vec<Volume>,
-    /// The configuration for the guest's engine.
-    pub spec: Spec,
-    /// Where the terminal's master goes.
-    pub console_socket: Option<PathBuf>,
+    pub limit: Duration,
+}
+
+impl Boot {
+    /// The guest's memory.
+    ///
+    /// # Errors
+    /// No machine has so little, or so much.
+    pub fn memory_size(&self) -> Result<MemorySize, VmmError> {
+        MemorySize::from_bytes(self.memory).map_err(|error| VmmError::Machine(error.into()))
+    }
+
+    /// The kernel with its initramfs.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn kernel_config(&self) -> Result<KernelConfig, VmmError> {
+        let mut initramfs: Vec<Segment> = self.initrd.iter().cloned().map(Segment::File).collect();
+        initramfs.extend(initramfs::segments(self.modules.as_deref(), &self.agent)?);
+        Ok(KernelConfig {
+            path: self.kernel.clone(),
+            protocol: None,
+            initramfs,
+            parameters: self.parameters.join(" "),
+            verbose_console: false,
+        })
+    }
 }
 
 /// The first argument of a program that is to be a VMM process.
@@ -183,6 +223,14 @@ pub enum VmmError {
         /// The end of its console's log.
         console: String,
     },
+    /// There is a template of the machine, and it cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The guest does not go on from its template.
+    #[error(
+        "the guest does not go on from its template, which `rt template list` shows and `rt template remove` takes away"
+    )]
+    NotResumed(#[source] Box<VmmError>),
     /// The guest runs and its agent says nothing.
     #[error(
         "the guest's agent did not answer within {} s: is {} an rt guest kernel with virtio-mmio and vsock?{console}",
@@ -208,14 +256,16 @@ pub enum VmmError {
     Agent(#[from] AgentError),
 }
 
-fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> VmmError {
+/// Makes what the kernel said an error with what was to be done.
+pub fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> VmmError {
     move |source| VmmError::Io {
         action: action.into(),
         source,
     }
 }
 
-fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
+/// As [`io_error`].
+pub fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
     move |source| VmmError::Io {
         action: action.into(),
         source: source.into(),
@@ -318,9 +368,14 @@ struct Machine {
 
 impl Machine {
     fn boot(orders: &Orders, signals: SignalFd) -> Result<Self, VmmError> {
-        let (interfaces, network) = network::attach()?;
+        let (interfaces, mut network) = network::attach()?;
         let has_network = network.is_some();
         fault::point("vmm.network-attached");
+        let template = Templates::new(&orders.templates).find(&orders.boot, interfaces.len())?;
+        let is_resumed = template.is_some();
+        if is_resumed && let Some(network) = &mut network {
+            template::name_devices(network);
+        }
         if let Some(score) = orders
             .spec
             .process()
@@ -344,24 +399,21 @@ impl Machine {
         let notes =
             File::create(&notes).map_err(io_error(format!("create {}", notes.display())))?;
         // No path of the host means anything from here on.
-        let vm = Vm::new(config(orders, interfaces, root)?).map_err(VmmError::Machine)?;
+        let vm = Vm::new(config(orders, interfaces, template, root)?).map_err(VmmError::Machine)?;
         fault::point("vmm.machine-made");
-        let vsock = vm
-            .vsock()
-            .ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))?;
+        let vsock = vsock_of(&vm)?;
         let hello = vsock
             .listen(RPC_PORT)
             .map_err(io_error("listen for the guest's agent"))?;
         let mut vm = vm.start().map_err(VmmError::Machine)?;
         fault::point("vmm.machine-runs");
 
-        wait_for(hello.as_fd(), &mut vm, orders)?;
+        if is_resumed {
+            resume(vsock.clone(), &mut vm, &orders.boot)?;
+        } else {
+            hear_agent(&hello, &mut vm, &orders.boot)?;
+        }
         let (agent_at, exits_to_agent) = (Instant::now(), vm.exits());
-        let mut stream = hello.accept().map_err(io_error("hear the guest's agent"))?;
-        stream
-            .set_read_timeout(Some(orders.boot_limit))
-            .map_err(io_error("limit the agent's time"))?;
-        read_hello(&mut stream).map_err(VmmError::Hello)?;
         fault::point("vmm.agent-heard");
 
         let connect = |port| vsock.connect(port);
@@ -380,7 +432,7 @@ impl Machine {
             network,
         })?;
         fault::point("vmm.container-created");
-        note_boot(notes, &vm, agent_at, exits_to_agent)
+        note_boot(notes, &vm, is_resumed, agent_at, exits_to_agent)
             .map_err(io_error("note the times of the boot"))?;
         Ok(Self {
             vm,
@@ -428,9 +480,14 @@ impl Machine {
     }
 }
 
+/// Whether anything but the root is shared, or may come to be.
+fn uses_volumes(orders: &Orders) -> bool {
+    orders.is_sandbox || !orders.volumes.is_empty()
+}
+
 fn share_tags(orders: &Orders) -> Vec<String> {
     let mut tags = vec![ROOTFS_TAG.to_owned()];
-    if orders.is_sandbox || !orders.volumes.is_empty() {
+    if uses_volumes(orders) {
         tags.push(VOLUMES_TAG.to_owned());
     }
     tags
@@ -502,13 +559,15 @@ pub fn note_terminal(vm_dir: &Path, terminal: &HostTerminal) -> io::Result<()> {
 fn config(
     orders: &Orders,
     interfaces: Vec<Interface>,
+    template: Option<Snapshot>,
     root: PathBuf,
 ) -> Result<VmConfig, VmmError> {
-    let mut initramfs: Vec<Segment> = orders.initrd.iter().cloned().map(Segment::File).collect();
-    initramfs.extend(initramfs::segments(
-        orders.modules.as_deref(),
-        &orders.agent,
-    )?);
+    // A template has all that any machine may need.
+    let has_volumes = template.is_some() || uses_volumes(orders);
+    let origin = match template {
+        Some(snapshot) => Origin::Snapshot(snapshot),
+        None => Origin::Kernel(orders.boot.kernel_config()?),
+    };
     let console = orders.vm_dir.join(CONSOLE_LOG);
     let console = fs::OpenOptions::new()
         .write(true)
@@ -517,16 +576,9 @@ fn config(
         .open(&console)
         .map_err(io_error(format!("create {}", console.display())))?;
     Ok(VmConfig {
-        vcpus: orders.vcpus,
-        memory: vmm::memory::MemorySize::from_bytes(orders.memory)
-            .map_err(|error| VmmError::Machine(error.into()))?,
-        origin: Origin::Kernel(KernelConfig {
-            path: orders.kernel.clone(),
-            protocol: None,
-            initramfs,
-            parameters: orders.parameters.join(" "),
-            verbose_console: false,
-        }),
+        vcpus: orders.boot.vcpus,
+        memory: orders.boot.memory_size()?,
+        origin,
         console: Box::new(Bounded {
             file: console,
             left: CONSOLE_LIMIT,
@@ -536,7 +588,7 @@ fn config(
             cid: GuestCid::DEFAULT,
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),
         }),
-        shares: shared_directories(orders, &Shares::in_jail())?,
+        shares: shared_directories(orders, &Shares::in_jail(), has_volumes)?,
         interfaces,
         leave_host: Box::new(move || {
             jail::enter(&root).map_err(io::Error::other)?;
@@ -548,31 +600,46 @@ fn config(
 }
 
 /// The devices that serve the trees. The root is the workload's alone and may be cached; volumes are the host's too.
-fn shared_directories(orders: &Orders, shares: &Shares) -> Result<Vec<SharedDirectory>, VmmError> {
-    let shared = |name: &str, root: &Path, cache, access| -> Result<SharedDirectory, VmmError> {
-        let tag = Tag::new(name)
-            .ok_or_else(|| io_error("name a share")(io::ErrorKind::InvalidInput.into()))?;
-        Ok(SharedDirectory {
-            tag,
-            share: Share {
-                root: root.to_owned(),
-                cache,
-                access,
-            },
-        })
-    };
+fn shared_directories(
+    orders: &Orders,
+    shares: &Shares,
+    has_volumes: bool,
+) -> Result<Vec<SharedDirectory>, VmmError> {
     // Another container's root will be beside a sandbox's; what is read-only of them is mounted so.
     let access = if orders.rootfs_read_only && !orders.is_sandbox {
         Access::ReadOnly
     } else {
         Access::ReadWrite
     };
-    let mut all = vec![shared(ROOTFS_TAG, &shares.rootfs, Cache::Always, access)?];
-    if orders.is_sandbox || !orders.volumes.is_empty() {
-        let volumes = shared(VOLUMES_TAG, &shares.volumes, Cache::None, Access::ReadWrite);
-        all.push(volumes?);
+    let root = shared_directory(ROOTFS_TAG, &shares.rootfs, Cache::Always, access)?;
+    let mut all = vec![root];
+    if has_volumes {
+        let (volumes, access) = (&shares.volumes, Access::ReadWrite);
+        all.push(shared_directory(VOLUMES_TAG, volumes, Cache::None, access)?);
     }
     Ok(all)
+}
+
+/// A directory as a device of the machine.
+///
+/// # Errors
+/// The name is no tag.
+pub fn shared_directory(
+    name: &str,
+    root: &Path,
+    cache: Cache,
+    access: Access,
+) -> Result<SharedDirectory, VmmError> {
+    let tag = Tag::new(name)
+        .ok_or_else(|| io_error("name a share")(io::ErrorKind::InvalidInput.into()))?;
+    Ok(SharedDirectory {
+        tag,
+        share: Share {
+            root: root.to_owned(),
+            cache,
+            access,
+        },
+    })
 }
 
 /// A log that a guest cannot fill the host's disk with.
@@ -603,9 +670,52 @@ fn exit_event(vm: &RunningVm) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(vm.exit_event().as_raw_fd()) }
 }
 
+/// The machine's socket device.
+///
+/// # Errors
+/// It has none.
+pub fn vsock_of(vm: &Vm) -> Result<VsockHandle, VmmError> {
+    vm.vsock()
+        .ok_or_else(|| io_error("find the vsock device")(io::ErrorKind::NotFound.into()))
+}
+
+/// Waits for the first word of the agent of a machine that boots.
+///
+/// # Errors
+/// There is none, or it makes no sense.
+pub fn hear_agent(hello: &VsockListener, vm: &mut RunningVm, boot: &Boot) -> Result<(), VmmError> {
+    wait_for(hello.as_fd(), vm, boot)?;
+    let mut stream = hello.accept().map_err(io_error("hear the guest's agent"))?;
+    stream
+        .set_read_timeout(Some(boot.limit))
+        .map_err(io_error("limit the agent's time"))?;
+    read_hello(&mut stream).map(drop).map_err(VmmError::Hello)
+}
+
+/// Makes a machine that goes on from a template one of its own.
+fn resume(vsock: VsockHandle, vm: &mut RunningVm, boot: &Boot) -> Result<(), VmmError> {
+    // In a thread, so that the machine's end is noticed too. Its end of the pipe goes with it.
+    let (ended, end) = pipe2(OFlag::O_CLOEXEC).map_err(errno("make a pipe"))?;
+    let renewal = thread::Builder::new()
+        .spawn(move || {
+            let _end = end;
+            template::renew(&vsock).map(drop)
+        })
+        .map_err(io_error("start a thread"))?;
+    let renewed = wait_for(ended.as_fd(), vm, boot).and_then(|()| {
+        let panicked = || {
+            Err(io_error("call the guest's agent")(
+                io::ErrorKind::Other.into(),
+            ))
+        };
+        renewal.join().unwrap_or_else(|_| panicked())
+    });
+    renewed.map_err(|source| VmmError::NotResumed(Box::new(source)))
+}
+
 /// Waits for the agent's connection, the machine's end, or the end of patience.
-fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Result<(), VmmError> {
-    let timeout = PollTimeout::try_from(orders.boot_limit).unwrap_or(PollTimeout::MAX);
+fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, boot: &Boot) -> Result<(), VmmError> {
+    let timeout = PollTimeout::try_from(boot.limit).unwrap_or(PollTimeout::MAX);
     let (heard, ended) = loop {
         let mut fds = [
             PollFd::new(hello, PollFlags::POLLIN),
@@ -628,14 +738,14 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
             exit => exit.to_string(),
         };
         return Err(VmmError::NotBooted {
-            kernel: orders.kernel.clone(),
+            kernel: boot.kernel.clone(),
             exit,
             console,
         });
     }
     Err(VmmError::Silent {
-        limit: orders.boot_limit,
-        kernel: orders.kernel.clone(),
+        limit: boot.limit,
+        kernel: boot.kernel.clone(),
         console,
     })
 }
@@ -644,12 +754,14 @@ fn wait_for(hello: BorrowedFd<'_>, vm: &mut RunningVm, orders: &Orders) -> Resul
 fn note_boot(
     mut notes: File,
     vm: &RunningVm,
+    from_template: bool,
     agent_at: Instant,
     exits_to_agent: Option<u64>,
 ) -> io::Result<()> {
     let timeline = vm.timeline();
     let millis = |at: Instant| at.duration_since(timeline.begun).as_secs_f64() * 1e3;
     let boot = serde_json::json!({
+        "from_template": from_template,
         "loaded_ms": timeline.entered.map(millis),
         "agent_ms": millis(agent_at),
         "created_ms": millis(Instant::now()),

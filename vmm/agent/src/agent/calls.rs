@@ -22,6 +22,7 @@ use super::{Agent, Answer, MAX_SOURCES, OomCall, Source, Terminal, Then, decode,
 use crate::container::{Container, Encoded, ProcessIo};
 use crate::process::{Caller, ProcessName, ProcessState};
 use crate::relay::Relay;
+use crate::renew::renew;
 use crate::{sys, terminal};
 
 /// The most calls that wait for one process.
@@ -39,6 +40,10 @@ impl Agent {
         }
         let payload = request.payload.as_slice();
         match request.method.as_str() {
+            method::Renew::NAME => match renew(&decode(payload)?) {
+                Ok(()) => Ok(Answer::empty()),
+                Err(error) => Err(Failure::from_error(Code::Internal, &error)),
+            },
             method::CreateContainer::NAME => self.create(caller, decode(payload)?),
             method::StartContainer::NAME => self.start(caller, payload),
             method::Exec::NAME => self.exec(caller, decode(payload)?),
