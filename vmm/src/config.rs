@@ -115,13 +115,12 @@ const COMMON: &[&str] = &[
     "no_timer_check",
 ];
 
-/// Only a panic and the like reach the serial port, by the early console: it needs no driver and
-/// no set-up, and it stays.
+/// Only a panic and the like reach the serial port, from the first instructions to the last, by the one console that
+/// needs no driver and whose code the kernel does not throw away when it has booted, as it does `earlycon`'s.
 const QUIET: &[&str] = &[
     "quiet",
     "loglevel=1",
-    "earlycon=uart8250,io,0x3f8",
-    "keep_bootcon",
+    "earlyprintk=serial,0x3f8,115200,keep",
     "8250.nr_uarts=0",
 ];
 

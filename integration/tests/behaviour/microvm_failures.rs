@@ -25,6 +25,10 @@ pub const CLAIMS: &[Entry] = &[
         "kernel_that_panics_is_explained",
         kernel_that_panics_is_explained,
     ),
+    (
+        "a_panic_after_the_boot_is_explained",
+        a_panic_after_the_boot_is_explained,
+    ),
     ("silent_agent_is_explained", silent_agent_is_explained),
     ("no_kvm_says_what_to_do", no_kvm_says_what_to_do),
 ];
@@ -115,6 +119,24 @@ fn kernel_that_panics_is_explained(fixture: &Fixture) -> Claim {
     // A kernel whose init does not exist panics with a message that names it.
     let vm = json!({"kernel": {"path": any_kernel()?, "parameters": ["rdinit=/no-such-init", "init=/no-such-init"]}});
     refused(fixture, vm, &["panic"])
+}
+
+fn a_panic_after_the_boot_is_explained(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["linux"]["readonlyPaths"] = json!([]);
+    bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 16 << 20}});
+    // The kernel is to panic when a cgroup is out of memory too; then one is.
+    bundle.script("echo 2 > /proc/sys/vm/panic_on_oom && head -c 64000000 /dev/zero | tail");
+    let outcome = fixture.run(&bundle)?;
+    ensure_eq!(outcome.code(), 137, "exit code; {:?}", outcome.stderr);
+    for words in ["reset itself", "Kernel panic", "panic_on_oom"] {
+        ensure!(
+            outcome.stderr.contains(words),
+            "no {words:?} in {:?}",
+            outcome.stderr
+        );
+    }
+    nothing_is_left(fixture)
 }
 
 fn silent_agent_is_explained(fixture: &Fixture) -> Claim {

@@ -8,7 +8,7 @@ use super::{CliError, Context, parse_id};
 
 /// Print what the kernel of a microVM wrote to its console
 ///
-/// It is quiet unless it panics while it boots, since each letter costs time; `loglevel=7` among vm.kernel.parameters
+/// It is quiet unless it panics, since each letter costs time; `loglevel=7` among vm.kernel.parameters
 /// makes it talk. What the workload writes goes to whoever runs it, as with any OCI runtime.
 #[derive(Debug, clap::Args)]
 pub(super) struct LogsArgs {
