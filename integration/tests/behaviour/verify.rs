@@ -3,14 +3,17 @@
 //! That each check can fail is shown by breaking what it looks at while the container runs.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use integration::snapshot::Snapshot;
 use integration::{
-    Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, finish, wait_with_limit,
+    Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, eventually, finish, wait_with_limit,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::Entry;
@@ -39,6 +42,10 @@ pub const CLAIMS: &[Entry] = &[
     (
         "no_attack_gets_out_of_a_confined_container",
         no_attack_gets_out_of_a_confined_container,
+    ),
+    (
+        "interrupted_attacks_leave_nothing",
+        interrupted_attacks_leave_nothing,
     ),
     (
         "what_a_privileged_container_reaches_is_told",
@@ -473,21 +480,51 @@ fn attacks(report: &Value, is_meant: impl Fn(&Value) -> bool) -> Vec<&str> {
     meant.filter_map(|one| one["name"].as_str()).collect()
 }
 
+/// A running `rt verify --attack`, and what there was before it.
+struct Attacking {
+    rt: Child,
+    /// What it makes is below a directory that no other test has.
+    place: PathBuf,
+    out: PathBuf,
+    before: Snapshot,
+}
+
+impl Attacking {
+    fn begin(fixture: &Fixture) -> Answer<Self> {
+        let place = fixture.dir().join("attacks");
+        fs::create_dir(&place)?;
+        let before = Snapshot::take(&place.to_string_lossy());
+        let out = fixture.dir().join("report.json");
+        let mut rt = fixture.rt(&["verify", "--format", "json", "--attack"]);
+        rt.env("TMPDIR", &place).stdout(fs::File::create(&out)?);
+        Ok(Self {
+            rt: rt.spawn()?,
+            place,
+            out,
+            before,
+        })
+    }
+
+    fn wait(&mut self) -> Answer<ExitStatus> {
+        Ok(wait_with_limit(&mut self.rt, Duration::from_secs(150))?)
+    }
+
+    /// Whether nothing of it is left. Other tests make cgroups meanwhile.
+    fn left_nothing(&self) -> Claim {
+        let mark = self.place.to_string_lossy();
+        let own = format!("rt-attack-{}", self.rt.id());
+        let mut left = Snapshot::take(&mark).added_since(&self.before);
+        left.retain(|line| line.contains(&*mark) || line.contains(&own));
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        ensure_eq!(fs::read_dir(&self.place)?.count(), 0, "files left behind");
+        Ok(())
+    }
+}
+
 fn no_attack_gets_out_of_a_confined_container(fixture: &Fixture) -> Claim {
-    // What it makes is then below a directory that no other test has.
-    let place = fixture.dir().join("attacks");
-    fs::create_dir(&place)?;
-    let mark = place.to_string_lossy().into_owned();
-    let before = Snapshot::take(&mark);
-    let out = fixture.dir().join("report.json");
-    let mut rt = fixture.rt(&["verify", "--format", "json", "--attack"]);
-    let mut rt = rt
-        .env("TMPDIR", &place)
-        .stdout(fs::File::create(&out)?)
-        .spawn()?;
-    let own = format!("rt-attack-{}", rt.id());
-    let code = wait_with_limit(&mut rt, Duration::from_secs(150))?.code();
-    let report: Value = serde_json::from_slice(&fs::read(&out)?)?;
+    let mut attacking = Attacking::begin(fixture)?;
+    let code = attacking.wait()?.code();
+    let report: Value = serde_json::from_slice(&fs::read(&attacking.out)?)?;
     ensure_eq!((broken(&report), code), (vec![], Some(0)), "{report}");
     let stopped = attacks(&report, |one| one["holds"] == true);
     for attack in [
@@ -508,12 +545,30 @@ fn no_attack_gets_out_of_a_confined_container(fixture: &Fixture) -> Claim {
     let properties = report["properties"].as_array().into_iter().flatten();
     let of_others = properties.filter(|one| one["model"] != model);
     ensure_eq!(of_others.count(), 0, "attacks in other models; {report}");
-    // Other tests make cgroups meanwhile.
-    let mut left = Snapshot::take(&mark).added_since(&before);
-    left.retain(|line| line.contains(&mark) || line.contains(&own));
-    ensure!(left.is_empty(), "left behind: {left:?}");
-    ensure_eq!(fs::read_dir(&place)?.count(), 0, "files left behind");
-    Ok(())
+    attacking.left_nothing()
+}
+
+fn interrupted_attacks_leave_nothing(fixture: &Fixture) -> Claim {
+    let mut attacking = Attacking::begin(fixture)?;
+    // The attacker has said something when it is in the middle of its attempts.
+    eventually(Duration::from_secs(120), || {
+        let directories = fs::read_dir(&attacking.place)?;
+        let has_said = directories.flatten().any(|directory| {
+            fs::metadata(directory.path().join("out")).is_ok_and(|file| file.len() > 0)
+        });
+        ensure!(has_said, "no attempt was made");
+        Ok(())
+    })?;
+    let pid = Pid::from_raw(attacking.rt.id().cast_signed());
+    kill(pid, Signal::SIGINT)?;
+    let status = attacking.wait()?;
+    ensure_eq!(
+        status.signal(),
+        Some(libc::SIGINT),
+        "how it ended: {status}"
+    );
+    ensure_eq!(fs::read_to_string(&attacking.out)?, "", "report");
+    attacking.left_nothing()
 }
 
 fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {

@@ -6,6 +6,7 @@
 //! attempt of which nothing is heard counts as one that cannot be seen, never as stopped.
 
 mod bait;
+mod interruption;
 pub mod program;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::bundle::{Bundle, CONFIG_FILE};
 use crate::isolation::Model;
 use crate::process::PidFd;
 use bait::Bait;
+use interruption::Interruption;
 
 /// How long all attempts in one model may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -86,6 +88,9 @@ pub enum AttackError {
         /// What `rt` said.
         reason: String,
     },
+    /// A signal came that is to end this process.
+    #[error("the attacks were interrupted")]
+    Interrupted,
 }
 
 /// What the attacks are tried from.
@@ -101,17 +106,24 @@ pub struct Attacker<'a> {
 
 /// Tries all attacks in containers of the given models.
 ///
+/// A signal that ends this process does so when nothing of them is left.
+///
 /// # Errors
 /// The container does not run.
 pub fn attempt(attacker: Attacker<'_>, models: &[Model]) -> Result<Vec<Property>, VerifyError> {
+    let interruption = Interruption::hold().map_err(AttackError::from)?;
     let mut properties = Vec::new();
     for model in models {
-        properties.extend(in_model(attacker, *model)?);
+        properties.extend(in_model(attacker, *model, &interruption)?);
     }
     Ok(properties)
 }
 
-fn in_model(attacker: Attacker<'_>, model: Model) -> Result<Vec<Property>, VerifyError> {
+fn in_model(
+    attacker: Attacker<'_>,
+    model: Model,
+    interruption: &Interruption,
+) -> Result<Vec<Property>, VerifyError> {
     let place = tempfile::Builder::new()
         .prefix("rt-attack-")
         .tempdir()
@@ -120,7 +132,7 @@ fn in_model(attacker: Attacker<'_>, model: Model) -> Result<Vec<Property>, Verif
     let bundle = prepare(place.path(), attacker, &bait)?;
     let loaded = Bundle::load(&bundle)?;
     let asked = asked(loaded.dir(), loaded.spec());
-    let outcomes = run(place.path(), &bundle, attacker.config, model)?;
+    let outcomes = run(place.path(), &bundle, attacker.config, model, interruption)?;
     let filters = asked.seccomp.value.clone().unwrap_or_default();
     let property = |attack: &Attack| {
         let outcome = outcomes.get(attack.id);
@@ -263,6 +275,7 @@ fn run(
     bundle: &Path,
     config: Option<&Path>,
     model: Model,
+    interruption: &Interruption,
 ) -> Result<BTreeMap<String, Outcome>, AttackError> {
     let id = format!("rt-attack-{}", std::process::id());
     let rt = || -> io::Result<Command> {
@@ -282,16 +295,19 @@ fn run(
         .stdout(fs::File::create(&out)?)
         .stderr(fs::File::create(&errors)?);
     let mut child = command.spawn()?;
-    let ended = PidFd::open(child.id() as i32).and_then(|fd| fd.wait_exit(LIMIT));
-    // Whatever became of it, nothing of it stays.
+    let interrupted = PidFd::open(child.id() as i32)
+        .and_then(|fd| interruption.comes_before_the_end_of(&fd, LIMIT));
+    // Whatever became of it, nothing of it stays: first goes who may still be making it.
+    let _ = child.kill();
+    let _ = child.wait();
     let _ = rt()?
         .args(["delete", "--force", &id])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    let _ = child.kill();
-    child.wait()?;
-    ended?;
+    if interrupted? {
+        return Err(AttackError::Interrupted);
+    }
     let text = fs::read(&out)?;
     let outcomes: BTreeMap<String, Outcome> = String::from_utf8_lossy(&text)
         .lines()
