@@ -1,4 +1,5 @@
-//! Ends processes of `rt` at its fault points: named places between two steps, which builds with debug assertions have.
+//! Ends processes of `rt` at its fault points: named places between two steps, which builds with debug assertions have;
+//! and runs it without a step.
 //! What they are and how they are armed is written in the engine's module `fault`.
 
 use std::fs::{self, File, OpenOptions};
@@ -54,7 +55,7 @@ impl FaultRun {
         let pid = child.id().to_string();
         let status = wait_with_limit(&mut child, limit)?;
         if !status.success() {
-            return Err(io::Error::other(format!("the undisturbed run: {status}")));
+            return Err(io::Error::other(format!("the command: {status}")));
         }
         let text = fs::read_to_string(self.dir.join("passed"))?;
         let pass = |line: &str| {
@@ -109,6 +110,20 @@ impl FaultRun {
         }
         held.read_exact(&mut [0])?;
         go.write_all(b"g")
+    }
+
+    /// Runs the command to its end, without a step. Says whether this `rt` can do so.
+    ///
+    /// # Errors
+    /// It failed or took too long.
+    pub fn run_without(
+        &self,
+        step: &str,
+        command: &mut Command,
+        limit: Duration,
+    ) -> io::Result<bool> {
+        fs::write(self.dir.join("left-out"), step)?;
+        Ok(!self.record(command, limit)?.is_empty())
     }
 
     fn arm(&self, pass: &Pass) -> io::Result<()> {

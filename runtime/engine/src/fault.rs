@@ -7,15 +7,23 @@
 //! `RT_FAULT` names a directory. Each point that a process passes is appended to the file `passed` in it, with the pid
 //! and how often this process has passed it: "42 state.renamed 2". If the file `point` holds such a name and number the
 //! process gets SIGKILL there; if there are also the FIFOs `held` and `go`, it writes a byte to the one and waits for a
-//! byte from the other instead, so that another process can be ended meanwhile.
+//! byte from the other instead, so that another process can be ended meanwhile. The steps that the file `left-out` names,
+//! a line each, are not done, so that a check can be seen to miss them.
 
 /// The steps before this place are done, those after it are not begun.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn point(_: &'static str) {}
 
+/// Whether a step is to be left out; never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn is_left_out(_: &'static str) -> bool {
+    false
+}
+
 #[cfg(debug_assertions)]
-pub use armed::point;
+pub use armed::{is_left_out, point};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -25,7 +33,7 @@ mod armed {
     use std::os::fd::{IntoRawFd, RawFd};
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     use std::path::Path;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// What this process knows of the test. It outlives changes of root and namespaces, and forks.
     struct Plan {
@@ -34,6 +42,7 @@ mod armed {
         target: Option<(String, u32)>,
         held: Option<OpenFile>,
         go: Option<OpenFile>,
+        left_out: String,
     }
 
     /// A file that some child closes when it closes all descriptors that it does not know.
@@ -47,13 +56,7 @@ mod armed {
 
     /// See the module.
     pub fn point(name: &'static str) {
-        let Some(dir) = std::env::var_os("RT_FAULT") else {
-            return;
-        };
-        let mut plan = PLAN.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plan.as_ref().is_some_and(|plan| plan.log.is_open()) {
-            *plan = Plan::read(&dir);
-        }
+        let plan = plan();
         let Some(plan) = plan.as_ref() else { return };
         let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
         let count = passed.entry(name).or_default();
@@ -75,6 +78,24 @@ mod armed {
         }
     }
 
+    /// See the module.
+    pub fn is_left_out(step: &'static str) -> bool {
+        let plan = plan();
+        let plan = plan.as_ref();
+        plan.is_some_and(|plan| plan.left_out.lines().any(|line| line == step))
+    }
+
+    /// What was read, or is now if it was not yet.
+    fn plan() -> MutexGuard<'static, Option<Plan>> {
+        let mut plan = PLAN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dir) = std::env::var_os("RT_FAULT")
+            && !plan.as_ref().is_some_and(|plan| plan.log.is_open())
+        {
+            *plan = Plan::read(&dir);
+        }
+        plan
+    }
+
     impl Plan {
         fn read(dir: &OsStr) -> Option<Self> {
             let dir = Path::new(dir);
@@ -87,6 +108,7 @@ mod armed {
                 }),
                 held: OpenFile::open(&dir.join("held")),
                 go: OpenFile::open(&dir.join("go")),
+                left_out: fs::read_to_string(dir.join("left-out")).unwrap_or_default(),
             })
         }
     }

@@ -16,7 +16,7 @@ use protocol::{STDIO_PORT, StdioHeader, message};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm::seccomp::{self, Thread};
 
-use super::CONFINEMENT;
+use super::confinement;
 use super::terminal::HostTerminal;
 
 /// Bytes moved at a time; also what a Linux pipe holds.
@@ -156,7 +156,7 @@ fn copy(
         .name(name.to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            let result = seccomp::confine(Thread::Relay, CONFINEMENT);
+            let result = seccomp::confine(Thread::Relay, confinement());
             let ready = result.is_ok();
             if report.send(result).is_ok() && ready {
                 copy_until_end(&mut from, &mut to);

@@ -26,8 +26,8 @@ use vmm::devices::virtio::vsock::{GuestCid, VsockHandle};
 use vmm::snapshot::{Snapshot, SnapshotError};
 use vmm::{Origin, RunningVm, Vm, VmConfig, VsockConfig};
 
-use super::CONFINEMENT;
 use super::agent::Agent;
+use super::confinement;
 use super::network::{NetworkError, TAP_NAMES};
 use super::vmm_process::{Boot, VmmError, errno, hear_agent, io_error, shared_directory, vsock_of};
 use crate::clock;
@@ -442,7 +442,7 @@ fn until_agent_waits(boot: &Boot, interfaces: usize, shares: &Path) -> Result<Ru
             .collect::<Result<_, _>>()?,
         interfaces: interfaces.collect::<Result<_, VmmError>>()?,
         leave_host: Box::new(|| Ok(())),
-        seccomp: CONFINEMENT,
+        seccomp: confinement(),
     })
     .map_err(VmmError::Machine)?;
     let vsock = vsock_of(&vm)?;

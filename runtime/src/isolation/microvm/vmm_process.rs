@@ -37,8 +37,8 @@ use vmm::seccomp::{self, SeccompError, Thread};
 use vmm::snapshot::Snapshot;
 use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 
-use super::CONFINEMENT;
 use super::agent::{Agent, AgentError, VSOCK};
+use super::confinement;
 use super::guest_spec::{Network, Volume};
 use super::jail;
 use super::network::{self, NetworkError};
@@ -420,7 +420,7 @@ impl Machine {
         let relay = Relay::start(connect, terminal.as_ref())
             .map_err(io_error("connect the standard streams"))?;
         // The relay's threads were the last to be started.
-        seccomp::confine(Thread::Main, CONFINEMENT)?;
+        seccomp::confine(Thread::Main, confinement())?;
         let to_agent = || connect(RPC_PORT).map_err(io_error("connect to the guest's agent"));
         let mut agent = Agent::over(to_agent()?).map_err(io_error("limit the agent's time"))?;
         agent.call::<CreateContainer>(&CreateContainerRequest {
@@ -595,7 +595,7 @@ fn config(
             fault::point("vmm.jailed");
             Ok(())
         }),
-        seccomp: CONFINEMENT,
+        seccomp: confinement(),
     })
 }
 
