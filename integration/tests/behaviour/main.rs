@@ -100,6 +100,7 @@ fn main() -> ExitCode {
                 network::MICROVM_CLAIMS,
                 pods::MICROVM_CLAIMS,
                 templates::CLAIMS,
+                verify::MICROVM_CLAIMS,
             ]
             .as_slice(),
             Model::Container => &[

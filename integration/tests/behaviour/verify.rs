@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use integration::fault::FaultRun;
 use integration::snapshot::Snapshot;
 use integration::{
     Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, eventually, finish, wait_with_limit,
@@ -51,6 +52,10 @@ pub const CLAIMS: &[Entry] = &[
         "what_a_privileged_container_reaches_is_told",
         what_a_privileged_container_reaches_is_told,
     ),
+    (
+        "what_a_container_shares_with_the_host_is_reached",
+        what_a_container_shares_with_the_host_is_reached,
+    ),
 ];
 
 pub const CONTAINER_CLAIMS: &[Entry] = &[
@@ -61,6 +66,11 @@ pub const CONTAINER_CLAIMS: &[Entry] = &[
     ),
     ("a_page_is_shown_by_a_browser", a_page_is_shown_by_a_browser),
 ];
+
+pub const MICROVM_CLAIMS: &[Entry] = &[(
+    "what_a_vmms_jail_lacks_is_found",
+    what_a_vmms_jail_lacks_is_found,
+)];
 
 type Answer<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -521,6 +531,12 @@ impl Attacking {
     }
 }
 
+/// Whether an attack reached something of the host.
+fn is_out(property: &Value) -> bool {
+    let found = property["found"].as_str();
+    found.is_some_and(|found| found.starts_with("GOT OUT"))
+}
+
 fn no_attack_gets_out_of_a_confined_container(fixture: &Fixture) -> Claim {
     let mut attacking = Attacking::begin(fixture)?;
     let code = attacking.wait()?.code();
@@ -534,7 +550,17 @@ fn no_attack_gets_out_of_a_confined_container(fixture: &Fixture) -> Claim {
         "host-key",
         "core-pattern",
         "bpf",
+        "leaked-descriptor",
+        "host-descriptor",
+        "passed-descriptor",
+        "volume-link",
+        "volume-rename",
         "fork-bomb",
+        "thread-bomb",
+        "descriptor-bomb",
+        "terminal-bomb",
+        "inode-bomb",
+        "disk-bomb",
     ] {
         ensure!(
             stopped.contains(&attack),
@@ -571,9 +597,17 @@ fn interrupted_attacks_leave_nothing(fixture: &Fixture) -> Claim {
     attacking.left_nothing()
 }
 
+/// Whether this process has CAP_SYS_RESOURCE.
+fn may_lift_limits() -> Answer<bool> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.ok_or("no capabilities")?.trim(), 16)?;
+    Ok(effective >> 24 & 1 == 1)
+}
+
 fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
     let mut bundle = fixture.bundle()?;
-    let given = json!([
+    let mut given = json!([
         "CAP_BPF",
         "CAP_CHOWN",
         "CAP_DAC_OVERRIDE",
@@ -584,6 +618,11 @@ fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
         "CAP_SYS_PTRACE",
         "CAP_SYS_TIME"
     ]);
+    // Who runs the tests may not have it to give; a guest does.
+    let lifts_limits = fixture.model() == Model::Microvm || may_lift_limits()?;
+    if let Some(given) = given.as_array_mut().filter(|_| lifts_limits) {
+        given.push(json!("CAP_SYS_RESOURCE"));
+    }
     bundle.spec["process"]["capabilities"] =
         json!({"bounding": given, "effective": given, "permitted": given});
     bundle.spec["linux"]["maskedPaths"] = json!([]);
@@ -597,13 +636,16 @@ fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
     bundle.save()?;
     let dir = bundle.dir().to_string_lossy().into_owned();
     let (report, code) = verify(fixture, &["--attack", &dir])?;
-    let known = [
+    let mut known = vec![
         "core-pattern",
         "own-limits",
         "second-proc",
         "bpf",
         "fork-bomb",
+        "thread-bomb",
+        "terminal-bomb",
     ];
+    known.extend(lifts_limits.then_some("descriptor-bomb"));
     let reached = match fixture.model() {
         Model::Container => attacks(&report, |one| one["holds"] == false),
         // The same attempts succeed there, and reach the guest's kernel.
@@ -630,15 +672,13 @@ fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
             .without_namespace("network")
             .save()?;
         let (report, _) = verify(fixture, &["--attack", &dir])?;
-        let reached = attacks(&report, |one| {
-            one["found"]
-                .as_str()
-                .is_some_and(|found| found.starts_with("GOT OUT"))
-        });
+        let reached = attacks(&report, is_out);
         for attack in [
             "host-file",
             "host-process",
             "host-ptrace",
+            "host-descriptor",
+            "passed-descriptor",
             "abstract-socket",
             "host-loopback",
         ] {
@@ -647,6 +687,78 @@ fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
                 "{attack} is not among {reached:?}: {report}"
             );
         }
+    }
+    Ok(())
+}
+
+fn what_a_container_shares_with_the_host_is_reached(fixture: &Fixture) -> Claim {
+    let place = fixture.dir().join("attacks");
+    fs::create_dir(&place)?;
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["root"]["readonly"] = json!(false);
+    // The directory with the bait, where the host has it.
+    bundle.bind(&place, &place.to_string_lossy(), &[]).save()?;
+    let mut rt = fixture.rt(&["verify", "--format", "json", "--attack"]);
+    let call = finish(rt.arg(bundle.dir()).env("TMPDIR", &place), None)?;
+    let report: Value = serde_json::from_str(&call.stdout)?;
+    let reached = attacks(&report, is_out);
+    // Whatever is open leads to the container's root, where the bait is.
+    for attack in [
+        "host-file",
+        "leaked-descriptor",
+        "volume-link",
+        "inode-bomb",
+        "disk-bomb",
+    ] {
+        ensure!(
+            reached.contains(&attack),
+            "{attack} is not among {reached:?}: {report}"
+        );
+    }
+    // A machine shares the files of a directory, and not what listens there.
+    ensure_eq!(
+        (reached.contains(&"passed-descriptor"), call.code()),
+        (fixture.model() == Model::Container, 1),
+        "whether a socket is reached, and the exit code; {report}"
+    );
+    Ok(())
+}
+
+fn what_a_vmms_jail_lacks_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    bundle.save()?;
+    for (step, lacks) in [
+        (
+            "vmm.confined",
+            &[
+                "jail.no-new-privileges",
+                "jail.capabilities",
+                "jail.seccomp",
+            ][..],
+        ),
+        ("jail.write-protected", &["jail.root-read-only"]),
+    ] {
+        let id = fixture.id(step);
+        let mut rt = fixture.rt(&["run", "--detach", "--bundle"]);
+        rt.arg(bundle.dir()).arg(&id);
+        // A detached container keeps its streams: captured pipes would never end.
+        let log = fs::File::create(fixture.dir().join(format!("{id}.log")))?;
+        rt.stdout(log.try_clone()?).stderr(log);
+        let faults = FaultRun::new(fixture.dir().join(step))?;
+        let can = faults
+            .run_without(step, &mut rt, Duration::from_secs(150))
+            .map_err(|error| format!("{error}: {}", fixture.log_of(&id)))?;
+        if !can {
+            println!("skipped: a release build leaves nothing out");
+            return Ok(());
+        }
+        let (report, code) = verify(fixture, &["--live", &id])?;
+        ensure_eq!(
+            (broken(&report), code),
+            (lacks.to_vec(), 1),
+            "without {step}: {report}"
+        );
+        fixture.call(&["delete", "--force", &id])?.success()?;
     }
     Ok(())
 }

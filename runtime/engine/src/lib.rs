@@ -57,7 +57,7 @@ pub use seccomp::{
     AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, compile as compile_seccomp, numbers as syscall_numbers,
 };
 pub use spec::validate;
-pub use stdio::Stdio;
+pub use stdio::{Stdio, with_short_path};
 pub use workload::loopback_up;
 
 use error::Context;

@@ -97,10 +97,10 @@ fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Error> {
 }
 
 /// Calls with a path that stands for the one given but is short: a socket's address has room for 107 bytes.
-pub(crate) fn with_short_path<T>(
-    path: &Path,
-    call: impl FnOnce(&Path) -> io::Result<T>,
-) -> io::Result<T> {
+///
+/// # Errors
+/// Those of the call, and that the path's directory cannot be opened.
+pub fn with_short_path<T>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return call(path);
     };

@@ -143,9 +143,7 @@ pub fn observe(pid: Pid, others: &[Pid], spec: Option<&Spec>) -> Result<Observat
         read(&path).context(|| format!("cannot read {path}"))
     };
     let mounts = text("mountinfo")?;
-    let host_mounts = read("/proc/1/mountinfo")
-        .or_else(|_| read("/proc/self/mountinfo"))
-        .context(|| "cannot read /proc/self/mountinfo".to_owned())?;
+    let host_mounts = host_mounts().context(|| "cannot read /proc/self/mountinfo".to_owned())?;
     let mut processes = vec![pid];
     processes.extend(others.iter().filter(|other| **other != pid));
     let status = text("status")?;
@@ -170,6 +168,20 @@ pub fn observe(pid: Pid, others: &[Pid], spec: Option<&Spec>) -> Result<Observat
             filters::read(pid, &status)
         },
     })
+}
+
+/// What a process holds outside its own mounts, as [`Observation::outside`].
+///
+/// # Errors
+/// Its mounts or the system's cannot be read.
+pub fn outside(process: Pid) -> io::Result<Vec<Outside>> {
+    let mounts = read(&format!("/proc/{process}/mountinfo"))?;
+    Ok(descriptors::outside(&[process], &mounts, &host_mounts()?))
+}
+
+/// The mounts of the system's first process.
+fn host_mounts() -> io::Result<String> {
+    read("/proc/1/mountinfo").or_else(|_| read("/proc/self/mountinfo"))
 }
 
 /// The seccomp filters of a thread, the newest first. `Err`: why they cannot be read.

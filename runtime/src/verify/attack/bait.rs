@@ -1,22 +1,26 @@
 //! What an attacker should not reach: a file, a process, sockets and a key of this host, each with a word that nobody
-//! inside can guess.
+//! inside can guess; and two volumes that it is given, beside that file.
 //!
-//! All of it is gone when the [`Bait`] is dropped.
+//! All of it is gone when the [`Bait`] is dropped, and its directory.
 
 use std::ffi::CString;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, IoSlice, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
+
+use super::program::VOLUMES;
 
 /// What the attacker is told, so that it does not have to search.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -25,10 +29,12 @@ pub struct Told {
     pub token: String,
     /// A file that holds it.
     pub file: PathBuf,
-    /// A process whose name is it.
+    /// A process whose name is it, and whose standard output is the file.
     pub pid: u32,
-    /// The name of an abstract socket that says it.
+    /// The name of an abstract socket that says it, and hands over a descriptor of the file.
     pub socket: String,
+    /// A socket in the file system that does the same.
+    pub socket_file: PathBuf,
     /// A port of 127.0.0.1 that says it.
     pub port: u16,
     /// The description of a key in the user's keyring that holds it.
@@ -37,6 +43,35 @@ pub struct Told {
     pub namespaces: Vec<(String, u64)>,
     /// The numbers of a disk.
     pub disk: Option<(u64, u64)>,
+    /// The size of the disk that the root file system is on.
+    pub disk_below: Disk,
+    /// Where the attacker sees a volume, which is beside the directory of the file.
+    pub volume: PathBuf,
+    /// Where it sees the directory `inner` of that as another volume.
+    pub inner: PathBuf,
+}
+
+/// How much a file system can hold (statvfs(3)).
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Disk {
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Disk {
+    /// The one that `path` is on.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let size = nix::sys::statvfs::statvfs(path)?;
+        Ok(Self {
+            bytes: size.blocks() * size.fragment_size(),
+            inodes: size.files(),
+        })
+    }
+
+    /// Whether it is smaller than another.
+    pub fn is_part_of(&self, whole: &Self) -> bool {
+        self.bytes < whole.bytes || self.inodes < whole.inodes
+    }
 }
 
 /// The bait.
@@ -50,28 +85,43 @@ const USER_KEYRING: libc::c_long = -4;
 const KEYCTL_UNLINK: libc::c_long = 9;
 
 impl Bait {
-    /// Lays it; the file goes into the new directory `directory`.
-    pub fn lay(directory: &Path) -> io::Result<Self> {
+    /// Lays it, in directories of their own in `place`.
+    pub fn lay(place: &Path) -> io::Result<Self> {
         let mut bytes = [0_u8; 16];
         getrandom(&mut bytes, GetRandomFlags::empty())?;
         let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        fs::create_dir_all(directory)?;
+        let directory = place.join("bait");
+        fs::create_dir(&directory)?;
         let file = directory.join("file");
         fs::write(&file, &token)?;
+        let socket_file = directory.join("socket");
+        let named = engine::with_short_path(&socket_file, |short| UnixListener::bind(short))?;
+        let [volume, _] = Self::volumes(place);
+        fs::create_dir_all(volume.join("inner"))?;
         // It is the walls that keep the attacker away, not the owner.
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+        for (path, mode) in [
+            (place, 0o711),
+            (&file, 0o644),
+            (&socket_file, 0o666),
+            (&volume, 0o777),
+            (&volume.join("inner"), 0o777),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
         let socket = format!("rt-bait-{token}");
-        let abstract_socket =
-            UnixListener::bind_addr(&SocketAddr::from_abstract_name(socket.as_bytes())?)?;
+        let unnamed = UnixListener::bind_addr(&SocketAddr::from_abstract_name(socket.as_bytes())?)?;
         let port = TcpListener::bind(("127.0.0.1", 0))?;
         let number = port.local_addr()?.port();
-        let word = token.clone();
         // They end with this process.
-        thread::spawn(move || {
-            for stream in abstract_socket.incoming().flatten() {
-                let _ = (&stream).write_all(word.as_bytes());
-            }
-        });
+        for listener in [unnamed, named] {
+            let word = token.clone();
+            let handed = File::open(&file)?;
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let _ = hand_over(&stream, &word, &handed);
+                }
+            });
+        }
         let word = token.clone();
         thread::spawn(move || {
             for stream in port.incoming().flatten() {
@@ -82,7 +132,7 @@ impl Bait {
             .arg0(super::program::WAITS)
             .arg(&token)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(File::open(&file)?)
             .spawn()?;
         let key = add_key(&socket, &token);
         let namespaces = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"].into_iter();
@@ -96,11 +146,21 @@ impl Bait {
             pid: process.id(),
             key: key.map(|_| socket.clone()),
             socket,
+            socket_file,
             port: number,
             namespaces: namespaces.collect(),
             disk: disk(),
+            disk_below: Disk::of(place)?,
+            volume: VOLUMES[0].into(),
+            inner: VOLUMES[1].into(),
         };
         Ok(Self { told, process, key })
+    }
+
+    /// The volumes on the host, in the order of [`VOLUMES`].
+    pub fn volumes(place: &Path) -> [PathBuf; 2] {
+        let volume = place.join("volume");
+        [volume.clone(), volume.join("inner")]
     }
 
     /// What the attacker is told.
@@ -118,6 +178,18 @@ impl Drop for Bait {
             unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_UNLINK, key, USER_KEYRING) };
         }
     }
+}
+
+/// Says the word, and hands over the file with it.
+fn hand_over(stream: &UnixStream, word: &str, file: &File) -> nix::Result<usize> {
+    let files = [file.as_raw_fd()];
+    sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(word.as_bytes())],
+        &[ControlMessage::ScmRights(&files)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
 }
 
 /// Adds a key to the user's keyring; `None` where there is none.
@@ -149,4 +221,32 @@ fn disk() -> Option<(u64, u64)> {
     let text = fs::read_to_string(disks.next()?.path().join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// What an attacker in no container is told, of a file and of volumes that are plain directories.
+    pub fn told(place: &Path) -> Told {
+        let [volume, inner] = Bait::volumes(place);
+        let file = place.join("bait/file");
+        fs::create_dir_all(&inner).unwrap();
+        fs::create_dir(place.join("bait")).unwrap();
+        fs::write(&file, "word").unwrap();
+        Told {
+            token: "word".to_owned(),
+            file,
+            pid: 0,
+            socket: String::new(),
+            socket_file: PathBuf::new(),
+            port: 0,
+            key: None,
+            namespaces: Vec::new(),
+            disk: None,
+            disk_below: Disk::of(place).unwrap(),
+            volume,
+            inner,
+        }
+    }
 }

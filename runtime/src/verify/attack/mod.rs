@@ -44,10 +44,30 @@ pub struct Attack {
     call: Option<&'static str>,
     /// The capability that it takes.
     capability: Option<&'static str>,
+    /// What it takes of a share that a limit may bound.
+    takes: Option<Share>,
     /// What stops it if nothing before does.
     wall: &'static str,
     /// The attempt.
     run: program::Attempt,
+}
+
+/// A share of a container, with how much of it an attempt takes.
+#[derive(Clone, Copy, Debug)]
+enum Share {
+    Processes(u64),
+    Memory(u64),
+}
+
+impl Share {
+    /// The limit that it was too little for, if one was asked for.
+    fn limit_above(self, asked: &Posture) -> Option<u64> {
+        let (taken, limit) = match self {
+            Self::Processes(count) => (count, asked.pids_limit.value),
+            Self::Memory(bytes) => (bytes, asked.memory_limit.value),
+        };
+        limit.filter(|limit| *limit > taken)
+    }
 }
 
 /// What became of an attempt, as the program inside says.
@@ -62,6 +82,8 @@ pub enum Outcome {
     Host(String),
     /// It cannot be tried here.
     Untried(String),
+    /// It took so much without meeting the limit that there is.
+    Bounded(String),
 }
 
 /// A line of the program's output.
@@ -128,7 +150,7 @@ fn in_model(
         .prefix("rt-attack-")
         .tempdir()
         .map_err(AttackError::from)?;
-    let bait = Bait::lay(&place.path().join("bait")).map_err(AttackError::from)?;
+    let bait = Bait::lay(place.path()).map_err(AttackError::from)?;
     let bundle = prepare(place.path(), attacker, &bait)?;
     let loaded = Bundle::load(&bundle)?;
     let asked = asked(loaded.dir(), loaded.spec());
@@ -161,12 +183,18 @@ fn verdict(
         None => ("nothing was heard of it".to_owned(), None),
         Some(Outcome::Untried(why)) => (format!("not tried: {why}"), None),
         Some(Outcome::Host(what)) => (format!("GOT OUT: {what}"), Some(false)),
+        Some(Outcome::Bounded(what)) => (format!("its limit was not reached: {what}"), None),
         // Behind a machine's wall a kernel is the guest's.
         Some(Outcome::Kernel(what)) if model == Model::Microvm => (
             format!("{BY_THE_MACHINE}: {what}, of the guest alone"),
             Some(true),
         ),
-        Some(Outcome::Kernel(what)) => (format!("GOT IN: {what}"), Some(false)),
+        Some(Outcome::Kernel(what)) => {
+            match attack.takes.and_then(|share| share.limit_above(asked)) {
+                Some(limit) => (format!("its limit was not reached: {limit}"), None),
+                None => (format!("GOT IN: {what}"), Some(false)),
+            }
+        }
         Some(Outcome::Stopped(error)) => {
             let wall = wall(attack, error, asked, filters);
             (format!("stopped by {wall} ({error})"), Some(true))
@@ -238,6 +266,16 @@ fn prepare(place: &Path, attacker: Attacker<'_>, bait: &Bait) -> Result<PathBuf,
     config["process"]["terminal"] = json!(false);
     config["process"]["cwd"] = json!("/");
     config["process"]["env"] = json!([format!("{}={environment}", program::BAIT)]);
+    let volumes = Bait::volumes(place).into_iter().zip(program::VOLUMES);
+    let volumes = volumes.map(|(source, destination)| {
+        json!({
+            "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate"]
+        })
+    });
+    match &mut config["mounts"] {
+        Value::Array(mounts) => mounts.extend(volumes),
+        none => *none = volumes.collect(),
+    }
     if let Some(config) = config.as_object_mut() {
         // Others' programs are not run, and the cgroup is nobody else's.
         config.shift_remove("hooks");
@@ -252,6 +290,12 @@ fn prepare(place: &Path, attacker: Attacker<'_>, bait: &Bait) -> Result<PathBuf,
 
 /// What a container that asks for little asks for: limits, and a filter without what no workload needs.
 fn confine(config: &mut Value) {
+    let mounts = config["mounts"].as_array_mut().into_iter().flatten();
+    for terminals in mounts.filter(|mount| mount["type"] == "devpts") {
+        if let Some(options) = terminals["options"].as_array_mut() {
+            options.push(json!(format!("max={}", program::TERMINALS / 2)));
+        }
+    }
     config["linux"]["resources"]["pids"] = json!({"limit": program::PROCESSES / 2});
     config["linux"]["resources"]["memory"] = json!({"limit": program::MEMORY / 2});
     config["linux"]["seccomp"] = json!({

@@ -2,16 +2,18 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use nix::sys::stat::SFlag;
 use nix::unistd::Pid;
 
@@ -19,7 +21,7 @@ use super::kernel::{call, device};
 use super::{Failed, Got, Told};
 
 /// Whether a file holds the word.
-fn is_bait(path: &Path, told: &Told) -> Result<(), Failed> {
+pub(super) fn is_bait(path: &Path, told: &Told) -> Result<(), Failed> {
     let text = fs::read_to_string(path)?;
     if text == told.token {
         Ok(())
@@ -34,8 +36,8 @@ fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-pub(super) fn file(told: &Told) -> Result<Got, Failed> {
-    let below = told.file.strip_prefix("/").unwrap_or(&told.file);
+/// Where the host's root may be seen.
+fn roots() -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from("/")];
     // A link of /proc leads where its process is, not where we are.
     for pid in processes() {
@@ -50,9 +52,18 @@ pub(super) fn file(told: &Told) -> Result<Got, Failed> {
             .filter_map(|line| line.split(' ').nth(4))
             .map(PathBuf::from),
     );
+    roots
+}
+
+/// The path of something of the host below a root.
+fn below(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+pub(super) fn file(told: &Told) -> Result<Got, Failed> {
     let mut last = Failed::Errno(Errno::ENOENT);
-    for root in roots {
-        match is_bait(&root.join(below), told) {
+    for root in roots() {
+        match is_bait(&root.join(below(&told.file)), told) {
             Ok(()) => return Ok(Got::Host("a file of the host was read")),
             Err(error) => last = error,
         }
@@ -61,18 +72,79 @@ pub(super) fn file(told: &Told) -> Result<Got, Failed> {
 }
 
 pub(super) fn leaked(told: &Told) -> Result<Got, Failed> {
-    let below = told.file.strip_prefix("/").unwrap_or(&told.file);
     let mut last = Failed::Nowhere("none is open");
     for entry in fs::read_dir("/proc/self/fd")?.flatten() {
         let up = entry.path().join("../../../../../../../../../../..");
-        match is_bait(&up.join(below), told) {
+        match is_bait(&up.join(below(&told.file)), told) {
             Ok(()) => return Ok(Got::Host("a descriptor led to the host's root")),
             // A descriptor of something else.
             Err(Failed::Errno(Errno::ENOTDIR)) => {}
             Err(error) => last = error,
         }
     }
-    Err(last)
+    // What the first process was left with, this one has too.
+    if engine::observation::outside(nix::unistd::getpid())?.is_empty() {
+        Err(last)
+    } else {
+        Ok(Got::Host("a file outside of the container is open"))
+    }
+}
+
+/// The bait's process has the file as its standard output.
+pub(super) fn descriptor(told: &Told) -> Result<Got, Failed> {
+    process(told)?;
+    let got = Got::Host("a descriptor of a process of the host was taken");
+    if is_bait(&format!("/proc/{}/fd/1", told.pid).as_ref(), told).is_ok() {
+        return Ok(got);
+    }
+    let process = call(libc::SYS_pidfd_open, [told.pid.into(), 0, 0, 0])?;
+    let taken = call(libc::SYS_pidfd_getfd, [process, 1, 0, 0])?;
+    is_bait(format!("/proc/self/fd/{taken}").as_ref(), told)?;
+    Ok(got)
+}
+
+/// A socket has a name in the network namespace, or in a directory that both sides see.
+pub(super) fn passed_descriptor(told: &Told) -> Result<Got, Failed> {
+    let address = SocketAddr::from_abstract_name(told.socket.as_bytes())?;
+    let mut last = match UnixStream::connect_addr(&address) {
+        Ok(stream) => return receive(&stream, told),
+        Err(error) => error,
+    };
+    for root in roots() {
+        let path = root.join(below(&told.socket_file));
+        match engine::with_short_path(&path, |short| UnixStream::connect(short)) {
+            Ok(stream) => return receive(&stream, told),
+            Err(error) => last = error,
+        }
+    }
+    Err(last.into())
+}
+
+/// Takes the descriptor that the bait's sockets hand to everybody.
+fn receive(stream: &UnixStream, told: &Told) -> Result<Got, Failed> {
+    let mut word = [0; 64];
+    let mut parts = [IoSliceMut::new(&mut word)];
+    let mut space = cmsg_space!(RawFd);
+    let message = recvmsg::<UnixAddr>(
+        stream.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    for control in message.cmsgs()? {
+        let ControlMessageOwned::ScmRights(files) = control else {
+            continue;
+        };
+        for number in files {
+            // SAFETY: the kernel has just put this descriptor into this process for us alone.
+            let file = unsafe { OwnedFd::from_raw_fd(number) };
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            if is_bait(path.as_ref(), told).is_ok() {
+                return Ok(Got::Host("a descriptor of the host was received"));
+            }
+        }
+    }
+    Err(Failed::Nowhere("no descriptor came"))
 }
 
 pub(super) fn handle(told: &Told) -> Result<Got, Failed> {
@@ -107,13 +179,8 @@ pub(super) fn handle(told: &Told) -> Result<Got, Failed> {
         });
         match opened {
             Ok(root) => {
-                let below = told.file.strip_prefix("/").unwrap_or(&told.file);
-                if is_bait(
-                    &Path::new(&format!("/proc/self/fd/{root}")).join(below),
-                    told,
-                )
-                .is_ok()
-                {
+                let root = PathBuf::from(format!("/proc/self/fd/{root}"));
+                if is_bait(&root.join(below(&told.file)), told).is_ok() {
                     return Ok(Got::Host("the host's root was opened by its handle"));
                 }
             }
@@ -250,4 +317,17 @@ pub(super) fn disk(told: &Told) -> Result<Got, Failed> {
     device(SFlag::S_IFBLK, numbers)?.read_exact(&mut [0; 512])?;
     // A machine has no disk of these numbers, unless it is the host's.
     Ok(Got::Host("a disk of the host was read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::bait::tests::told;
+    use super::*;
+
+    #[test]
+    fn an_open_directory_of_the_host_is_a_way_out() {
+        let place = tempfile::tempdir().unwrap();
+        let _open = File::open(place.path()).unwrap();
+        assert!(matches!(leaked(&told(place.path())), Ok(Got::Host(_))));
+    }
 }

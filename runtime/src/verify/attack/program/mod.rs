@@ -6,6 +6,7 @@
 mod exhaustion;
 mod host;
 mod kernel;
+mod volume;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,7 +19,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork, pipe};
 
 use super::bait::Told;
-use super::{Attack, Outcome, tell};
+use super::{Attack, Outcome, Share, tell};
 
 /// Its file in the root file system.
 pub const NAME: &str = "rt-attack";
@@ -30,13 +31,18 @@ pub const BAIT: &str = "RT_ATTACK_BAIT";
 pub const WAITS: &str = "rt-bait";
 
 /// How many processes it tries to make.
-pub const PROCESSES: u32 = 128;
+pub const PROCESSES: u64 = 128;
 
 /// How many bytes it tries to fill.
 pub const MEMORY: u64 = 256 << 20;
 
 /// How long an attempt may take, in seconds.
 const LIMIT: u32 = 30;
+
+/// Where it sees the two volumes, of which the second is in the first.
+pub(super) const VOLUMES: [&str; 2] = ["/rt-attack-volume", "/rt-attack-inner"];
+
+pub(super) use exhaustion::TERMINALS;
 
 /// What an attempt got hold of.
 pub(super) enum Got {
@@ -54,6 +60,8 @@ pub(super) enum Failed {
     Nowhere(&'static str),
     /// It makes no sense here.
     Untried(&'static str),
+    /// It took so much, no limit was met, and there is one that is higher.
+    Bounded(String),
 }
 
 impl From<Errno> for Failed {
@@ -88,6 +96,7 @@ const fn attack(id: &'static str, what: &'static str, wall: &'static str, run: A
         what,
         call: None,
         capability: None,
+        takes: None,
         wall,
         run,
     }
@@ -101,6 +110,13 @@ impl Attack {
         }
     }
 
+    const fn takes(self, share: Share) -> Self {
+        Self {
+            takes: Some(share),
+            ..self
+        }
+    }
+
     const fn with(self, capability: &'static str) -> Self {
         Self {
             capability: Some(capability),
@@ -110,7 +126,7 @@ impl Attack {
 }
 
 /// Every attack.
-pub(super) const ATTACKS: [Attack; 33] = [
+pub(super) const ATTACKS: [Attack; 42] = [
     attack(
         "host-file",
         "read a file of the host by its path, or through /proc",
@@ -122,6 +138,32 @@ pub(super) const ATTACKS: [Attack; 33] = [
         "climb to the host's root from an open descriptor",
         "closed descriptors",
         host::leaked,
+    ),
+    attack(
+        "host-descriptor",
+        "take a descriptor of a process of the host",
+        NAMESPACE,
+        host::descriptor,
+    )
+    .by("pidfd_getfd")
+    .with("CAP_SYS_PTRACE"),
+    attack(
+        "passed-descriptor",
+        "be handed a descriptor by a socket of the host",
+        NAMESPACE,
+        host::passed_descriptor,
+    ),
+    attack(
+        "volume-link",
+        "leave a volume by a link that takes the place of a directory",
+        NAMESPACE,
+        volume::link,
+    ),
+    attack(
+        "volume-rename",
+        "leave a volume from a directory that is moved out of it",
+        NAMESPACE,
+        volume::moved_directory,
     ),
     attack(
         "host-handle",
@@ -299,18 +341,53 @@ pub(super) const ATTACKS: [Attack; 33] = [
         "make more processes than it may",
         LIMITS,
         exhaustion::fork_bomb,
-    ),
+    )
+    .takes(Share::Processes(PROCESSES)),
+    attack(
+        "thread-bomb",
+        "make more threads than it may",
+        LIMITS,
+        exhaustion::thread_bomb,
+    )
+    .takes(Share::Processes(PROCESSES)),
     attack(
         "memory-bomb",
         "fill more memory than it may",
         LIMITS,
         exhaustion::memory_bomb,
-    ),
+    )
+    .takes(Share::Memory(MEMORY)),
     attack(
         "shared-memory",
         "fill the host's memory through /dev/shm",
         "the size of its tmpfs",
         exhaustion::shared_memory,
+    )
+    .takes(Share::Memory(MEMORY)),
+    attack(
+        "descriptor-bomb",
+        "open more descriptors than it may",
+        "a resource limit",
+        exhaustion::descriptor_bomb,
+    )
+    .with("CAP_SYS_RESOURCE"),
+    attack(
+        "terminal-bomb",
+        "take the terminals of all containers",
+        "the size of its devpts",
+        exhaustion::terminal_bomb,
+    ),
+    attack(
+        "inode-bomb",
+        "take the inodes of the host's disk",
+        "a quota",
+        exhaustion::inode_bomb,
+    ),
+    attack(
+        "disk-bomb",
+        "take the space of the host's disk",
+        "a quota",
+        exhaustion::disk_bomb,
     ),
     attack(
         "io-uring",
@@ -371,6 +448,7 @@ fn outcome(attack: &Attack, told: &Told) -> Outcome {
                 Err(Failed::Errno(error)) => Outcome::Stopped(format!("{error:?}")),
                 Err(Failed::Nowhere(what)) => Outcome::Stopped(what.to_owned()),
                 Err(Failed::Untried(why)) => Outcome::Untried(why.to_owned()),
+                Err(Failed::Bounded(what)) => Outcome::Bounded(what),
             };
             let text = serde_json::to_vec(&outcome).unwrap_or_default();
             let _ = File::from(writer).write_all(&text);
@@ -386,7 +464,7 @@ fn outcome(attack: &Attack, told: &Told) -> Outcome {
         Ok(outcome) => outcome,
         Err(_) => match end {
             Ok(WaitStatus::Signaled(_, Signal::SIGALRM, _)) => {
-                Outcome::Stopped("it hung".to_owned())
+                Outcome::Untried("it took too long".to_owned())
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => Outcome::Stopped(signal.as_str().to_owned()),
             _ => Outcome::Untried("the attempt ended without a word".to_owned()),
