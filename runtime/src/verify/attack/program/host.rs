@@ -94,7 +94,7 @@ pub(super) fn leaked(told: &Told) -> Result<Got, Failed> {
 pub(super) fn descriptor(told: &Told) -> Result<Got, Failed> {
     process(told)?;
     let got = Got::Host("a descriptor of a process of the host was taken");
-    if is_bait(&format!("/proc/{}/fd/1", told.pid).as_ref(), told).is_ok() {
+    if is_bait(format!("/proc/{}/fd/1", told.pid).as_ref(), told).is_ok() {
         return Ok(got);
     }
     let process = call(libc::SYS_pidfd_open, [told.pid.into(), 0, 0, 0])?;
