@@ -10,6 +10,8 @@ pub mod config;
 mod cpuid;
 pub mod devices;
 mod exit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod kvm;
 pub mod layout;
 pub mod memory;

@@ -20,6 +20,8 @@ use crate::memory::GuestRam;
 
 mod credentials;
 mod handles;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod inline;
 mod share;
 
 #[cfg(test)]
@@ -237,10 +239,7 @@ impl Service {
                 match message {
                     Control::Activate(queues) => self.queues = queues,
                     Control::Reset(done) => {
-                        self.queues.clear();
-                        if let Some(tree) = &self.tree {
-                            tree.clear();
-                        }
+                        self.reset();
                         // The transport waits for this.
                         let _ = done.send(());
                     }
@@ -248,6 +247,14 @@ impl Service {
                 }
             }
             again = self.serve();
+        }
+    }
+
+    /// Lets go of the queues and of what the driver knew.
+    fn reset(&mut self) {
+        self.queues.clear();
+        if let Some(tree) = &self.tree {
+            tree.clear();
         }
     }
 

@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::worker::{Worker, queue_events};
 use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod inline;
 mod pump;
 mod tap;
 
@@ -131,20 +133,9 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, queues: Vec<VirtQueue>, features: u64) {
-        let has = |feature: u32| features & bit(feature) != 0;
-        // A driver that takes long segments but no packets without a checksum contradicts itself (5.1.3.1).
-        let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
-        let [tso4, tso6] = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6]
-            .map(|feature| checksum && has(feature));
-        let offloads = Offloads {
-            checksum,
-            tso4,
-            tso6,
-            ecn: (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN),
-        };
         let negotiated = Message::Negotiated {
-            offloads,
-            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
+            offloads: offloads(features),
+            mergeable: mergeable(features),
         };
         // An error means that the thread has ended; `activate` says so.
         let _ = self.worker.mailbox().send(negotiated);
@@ -154,4 +145,24 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.worker.reset();
     }
+}
+
+/// What a driver that took `features` wants left to it.
+fn offloads(features: u64) -> Offloads {
+    let has = |feature: u32| features & bit(feature) != 0;
+    // A driver that takes long segments but no packets without a checksum contradicts itself (5.1.3.1).
+    let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
+    let [tso4, tso6] =
+        [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6].map(|feature| checksum && has(feature));
+    Offloads {
+        checksum,
+        tso4,
+        tso6,
+        ecn: (tso4 || tso6) && has(VIRTIO_NET_F_GUEST_ECN),
+    }
+}
+
+/// Whether a received packet may take several chains.
+fn mergeable(features: u64) -> bool {
+    features & bit(VIRTIO_NET_F_MRG_RXBUF) != 0
 }

@@ -85,6 +85,17 @@ impl Pump {
         mailbox: &Mailbox<Message>,
         events: Vec<EventFd>,
     ) -> io::Result<Self> {
+        tap.set_offloads(Offloads::default())?;
+        Self::with_plain_tap(tap, mtu, mailbox, events)
+    }
+
+    /// The same for a tap device that leaves nothing to its reader yet.
+    pub(super) fn with_plain_tap(
+        tap: Tap,
+        mtu: u16,
+        mailbox: &Mailbox<Message>,
+        events: Vec<EventFd>,
+    ) -> io::Result<Self> {
         let mut pump = Self {
             mtu: mtu.into(),
             epoll: Epoll::new()?,
@@ -97,7 +108,7 @@ impl Pump {
             stopped: false,
             tap,
         };
-        pump.negotiated(Offloads::default(), false)?;
+        pump.expect(Offloads::default(), false);
         pump.watch(mailbox.event().as_raw_fd(), MAILBOX, EventSet::IN)?;
         for (event, token) in pump.events.iter().zip(RECEIVE..) {
             pump.watch(event.as_raw_fd(), token, EventSet::IN)?;
@@ -114,17 +125,17 @@ impl Pump {
     /// Serves until it is told to stop.
     pub(super) fn run(mut self, mailbox: &Mailbox<Message>) {
         while !self.stopped {
-            if let Err(error) = self.turn(mailbox) {
+            if let Err(error) = self.turn(mailbox, -1) {
                 tracing::error!(%error, "the network device has ended");
                 return;
             }
         }
     }
 
-    /// Waits for events and serves them.
-    fn turn(&mut self, mailbox: &Mailbox<Message>) -> io::Result<()> {
+    /// Waits up to `timeout` milliseconds for events (-1: until there is one) and serves them.
+    pub(super) fn turn(&mut self, mailbox: &Mailbox<Message>, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 4];
-        let count = match self.epoll.wait(-1, &mut events) {
+        let count = match self.epoll.wait(timeout, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
@@ -183,13 +194,18 @@ impl Pump {
 
     fn negotiated(&mut self, offloads: Offloads, mergeable: bool) -> io::Result<()> {
         self.tap.set_offloads(offloads)?;
+        self.expect(offloads, mergeable);
+        Ok(())
+    }
+
+    /// Knows from now on how large packets of the tap device may be and what they may take.
+    pub(super) fn expect(&mut self, offloads: Offloads, mergeable: bool) {
         self.mergeable = mergeable;
         let packet = match offloads.tso4 || offloads.tso6 {
             true => LARGEST_SEGMENT,
             false => self.mtu + LINK_HEADER,
         };
         self.largest = HEADER_SIZE + packet;
-        Ok(())
     }
 
     fn watch_tap(&mut self, watch: bool) -> io::Result<()> {

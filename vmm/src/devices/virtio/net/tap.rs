@@ -100,6 +100,15 @@ impl Tap {
         Ok(tap)
     }
 
+    /// A socket that keeps the borders of packets, in place of a device of the kernel's.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn of_socket(socket: std::os::fd::OwnedFd) -> Self {
+        Self {
+            file: socket.into(),
+            name: "socket".to_owned(),
+        }
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -18,6 +18,8 @@ use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerE
 
 mod connection;
 mod host_socket;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod inline;
 mod listener;
 mod muxer;
 mod packet;
