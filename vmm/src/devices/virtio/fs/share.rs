@@ -4,6 +4,7 @@
 //! symbolic link is a text that only the guest resolves; nothing but regular files and directories
 //! is ever opened. What the guest's own kernel decides (permissions, locks) is left to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
@@ -11,6 +12,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -87,6 +90,9 @@ pub enum ShareError {
     },
 }
 
+/// A server, and the numbers of the files that it keeps.
+type Served = (PassthroughFs<()>, BTreeSet<u64>);
+
 /// An opened [`Share`].
 pub(super) struct SharedTree {
     inner: PassthroughFs<()>,
@@ -94,6 +100,12 @@ pub(super) struct SharedTree {
     access: Access,
     /// `inner` goes by the path of this descriptor.
     root: File,
+    /// Files that are never forgotten (see [`pin_mounts`]).
+    pinned: RwLock<BTreeSet<u64>>,
+    /// The highest number that a file was given; `inner` counts them up.
+    newest: AtomicU64,
+    /// The open files and directories, and the number of the file of each.
+    open: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl SharedTree {
@@ -120,21 +132,24 @@ impl SharedTree {
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("the server panicked")))
         });
-        let inner = opened.map_err(|source| ShareError::Serve { path, source })?;
+        let (inner, pinned) = opened.map_err(|source| ShareError::Serve { path, source })?;
         Ok(Self {
             inner,
             cache: share.cache,
             access: share.access,
             root,
+            newest: AtomicU64::new(pinned.last().copied().unwrap_or(ROOT_ID)),
+            pinned: RwLock::new(pinned),
+            open: Mutex::default(),
         })
     }
 
-    fn serve(root: &File, share: &Share) -> io::Result<PassthroughFs<()>> {
+    fn serve(root: &File, share: &Share) -> io::Result<Served> {
         // With handles a known file costs no descriptor; not every file system has them, or such
         // that last, and opening one needs CAP_DAC_READ_SEARCH.
         let refused = match handles::unreliable(root) {
             Ok(None) => match Self::serve_with(root, share, true) {
-                Ok(inner) => return Ok(inner),
+                Ok(served) => return Ok(served),
                 Err(error) => error.to_string(),
             },
             Ok(Some(kind)) => format!("those of {kind} may not last"),
@@ -148,7 +163,7 @@ impl SharedTree {
         Self::serve_with(root, share, false)
     }
 
-    fn serve_with(root: &File, share: &Share, handles: bool) -> io::Result<PassthroughFs<()>> {
+    fn serve_with(root: &File, share: &Share, handles: bool) -> io::Result<Served> {
         let (cache_policy, timeout) = match share.cache {
             Cache::Always => (CachePolicy::Always, PRIVATE_TIMEOUT),
             // "Never" would forbid shared mappings. With "auto", no timeouts and AUTO_INVAL_DATA
@@ -178,16 +193,51 @@ impl SharedTree {
         })?;
         inner.import()?;
         inner.getattr(&Context::default(), ROOT_ID, None)?;
-        pin_mounts(&inner, root)?;
-        Ok(inner)
+        let pinned = pin_mounts(&inner, root)?;
+        Ok((inner, pinned))
     }
 
-    /// Forgets all that the guest knows.
+    /// Forgets all that the guest knows. The server's own way to do so lets go of the mounts, too, each of which then
+    /// costs another descriptor for good: as often as a guest likes.
     pub(super) fn clear(&self) {
-        self.inner.destroy();
-        if let Err(error) = pin_mounts(&self.inner, &self.root) {
-            tracing::error!(%error, "sharing a directory again");
+        for (handle, inode) in std::mem::take(&mut *self.open_files()) {
+            // One that the guest closes meanwhile.
+            let _ = self.inner.releasedir(&Context::default(), inode, 0, handle);
         }
+        let pinned = match pin_mounts(&self.inner, &self.root) {
+            Ok(pinned) => pinned,
+            Err(error) => {
+                tracing::error!(%error, "sharing a directory again");
+                return;
+            }
+        };
+        let newest = self.newest.load(Ordering::Relaxed);
+        let forgotten = (ROOT_ID..=newest).filter(|inode| !pinned.contains(inode));
+        let forgotten = forgotten.map(|inode| (inode, u64::MAX)).collect();
+        self.inner.batch_forget(&Context::default(), forgotten);
+        *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = pinned;
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self, inode: u64, handle: Option<u64>) {
+        if let Some(handle) = handle {
+            self.open_files().insert(handle, inode);
+        }
+    }
+
+    /// Whether the guest may forget a file: by more than it was told of it, too.
+    fn may_forget(&self, inode: u64) -> bool {
+        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner);
+        !pinned.contains(&inode)
+    }
+
+    /// Notes the number of a file that the guest is told of.
+    fn told(&self, entry: Entry) -> Entry {
+        self.newest.fetch_max(entry.inode, Ordering::Relaxed);
+        entry
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -203,16 +253,24 @@ impl SharedTree {
     }
 }
 
-/// Looks up the entries of the share's root and never forgets them: the server's descriptor of a
-/// mount lives as long as it knows a file on it, and making another costs one for good.
-fn pin_mounts(inner: &PassthroughFs<()>, root: &File) -> io::Result<()> {
+/// Looks up the directories in the share's root, which are not to be forgotten: the server's descriptor of a
+/// mount lives as long as it knows a file on it, and making another costs one for good. Says their numbers.
+fn pin_mounts(inner: &PassthroughFs<()>, root: &File) -> io::Result<BTreeSet<u64>> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+    let mut pinned = BTreeSet::new();
     for entry in Path::new(&path).read_dir()?.take(MAX_MOUNTS) {
         let name = CString::new(entry?.file_name().as_bytes())?;
         // One that has gone meanwhile, or cannot be looked up, is no mount to keep.
-        let _ = inner.lookup(&Context::default(), ROOT_ID, &name);
+        let Ok(entry) = inner.lookup(&Context::default(), ROOT_ID, &name) else {
+            continue;
+        };
+        if entry.attr.st_mode & libc::S_IFMT == libc::S_IFDIR {
+            pinned.insert(entry.inode);
+        } else {
+            inner.forget(&Context::default(), entry.inode, 1);
+        }
     }
-    Ok(())
+    Ok(pinned)
 }
 
 /// A name in a directory. The parent of a directory is the guest's own business.
@@ -266,14 +324,17 @@ impl FileSystem for SharedTree {
 
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.inner.lookup(ctx, parent, name)
+        Ok(self.told(self.inner.lookup(ctx, parent, name)?))
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
-        self.inner.forget(ctx, inode, count);
+        if self.may_forget(inode) {
+            self.inner.forget(ctx, inode, count);
+        }
     }
 
-    fn batch_forget(&self, ctx: &Context, requests: Vec<(u64, u64)>) {
+    fn batch_forget(&self, ctx: &Context, mut requests: Vec<(u64, u64)>) {
+        requests.retain(|&(inode, _)| self.may_forget(inode));
         self.inner.batch_forget(ctx, requests);
     }
 
@@ -310,7 +371,7 @@ impl FileSystem for SharedTree {
         name: &CStr,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
-        self.inner.symlink(ctx, linkname, parent, name)
+        Ok(self.told(self.inner.symlink(ctx, linkname, parent, name)?))
     }
 
     fn mknod(
@@ -323,7 +384,8 @@ impl FileSystem for SharedTree {
         umask: u32,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
-        self.inner.mknod(ctx, parent, name, mode, rdev, umask)
+        let entry = self.inner.mknod(ctx, parent, name, mode, rdev, umask)?;
+        Ok(self.told(entry))
     }
 
     fn mkdir(
@@ -335,7 +397,7 @@ impl FileSystem for SharedTree {
         umask: u32,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
-        self.inner.mkdir(ctx, parent, name, mode, umask)
+        Ok(self.told(self.inner.mkdir(ctx, parent, name, mode, umask)?))
     }
 
     fn unlink(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -365,7 +427,7 @@ impl FileSystem for SharedTree {
 
     fn link(&self, ctx: &Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         self.check_change(newname)?;
-        self.inner.link(ctx, inode, newparent, newname)
+        Ok(self.told(self.inner.link(ctx, inode, newparent, newname)?))
     }
 
     fn open(
@@ -378,7 +440,9 @@ impl FileSystem for SharedTree {
         if wants_to_write(flags) {
             self.check_writable()?;
         }
-        self.inner.open(ctx, inode, file_flags(flags), fuse_flags)
+        let opened = self.inner.open(ctx, inode, file_flags(flags), fuse_flags)?;
+        self.opened(inode, opened.0);
+        Ok(opened)
     }
 
     fn create(
@@ -391,7 +455,10 @@ impl FileSystem for SharedTree {
         self.check_change(name)?;
         let exclusive = args.flags & libc::O_EXCL as u32;
         args.flags = file_flags(args.flags) | exclusive | libc::O_CLOEXEC as u32;
-        self.inner.create(ctx, parent, name, args)
+        let created = self.inner.create(ctx, parent, name, args)?;
+        self.opened(created.0.inode, created.1);
+        self.told(created.0);
+        Ok(created)
     }
 
     fn read(
@@ -472,7 +539,9 @@ impl FileSystem for SharedTree {
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
         self.inner
-            .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
+            .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
+        self.open_files().remove(&handle);
+        Ok(())
     }
 
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
@@ -517,7 +586,9 @@ impl FileSystem for SharedTree {
         inode: u64,
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.inner.opendir(ctx, inode, libc::O_RDONLY as u32)
+        let opened = self.inner.opendir(ctx, inode, libc::O_RDONLY as u32)?;
+        self.opened(inode, opened.0);
+        Ok(opened)
     }
 
     fn readdir(
@@ -542,8 +613,9 @@ impl FileSystem for SharedTree {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
+        let add = &mut |name: DirEntry<'_>, entry| add_entry(name, self.told(entry));
         self.inner
-            .readdirplus(ctx, inode, handle, size, offset, add_entry)
+            .readdirplus(ctx, inode, handle, size, offset, add)
     }
 
     fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
@@ -551,7 +623,9 @@ impl FileSystem for SharedTree {
     }
 
     fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
-        self.inner.releasedir(ctx, inode, flags, handle)
+        self.inner.releasedir(ctx, inode, flags, handle)?;
+        self.open_files().remove(&handle);
+        Ok(())
     }
 
     fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {

@@ -29,6 +29,7 @@ const FUSE_WRITE: u32 = 16;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
 const CREATE: u32 = 35;
+const DESTROY: u32 = 38;
 
 struct Guest {
     driver: Driver,
@@ -82,14 +83,19 @@ impl Guest {
         self.driver.used_entry(QUEUE, before).1
     }
 
-    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Answer {
-        self.asked += 1;
-        let unique = u64::from(self.asked);
+    fn request(&self, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
         let mut request = words(&[40 + u32::try_from(body.len()).unwrap(), opcode]);
-        request.extend(unique.to_le_bytes());
+        request.extend(u64::from(self.asked).to_le_bytes());
         request.extend(node.to_le_bytes());
         request.extend(words(&[self.uid, self.uid, 1, 0]));
         request.extend(body);
+        request
+    }
+
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Answer {
+        self.asked += 1;
+        let unique = u64::from(self.asked);
+        let request = self.request(opcode, node, body);
         self.driver.write(REQUEST, &request);
         let length = u32::try_from(request.len()).unwrap();
         let used = self.raw(&[(REQUEST, length, READ), (ANSWER, ANSWER_SIZE, WRITE)]);
@@ -387,6 +393,33 @@ fn the_processs_umask_stays_and_a_reset_forgets_the_guests_files() {
     assert_eq!(guest.open(file.node(), 0).err(), Some(libc::EBADF));
     assert_eq!(guest.lookup(ROOT, "file").unwrap().size(), 0);
     assert_eq!(umask(), before);
+}
+
+/// The descriptors of this process that are of `path` or of a directory above it.
+fn descriptors_above(path: &std::path::Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let links = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| path.starts_with(link)).count()
+}
+
+#[test]
+fn a_guest_that_begins_anew_costs_no_descriptor() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let root = guest.directory.path().to_owned();
+    fs::write(root.join("file"), "content").unwrap();
+    let before = descriptors_above(&root);
+    for _ in 0..100 {
+        let file = guest.lookup(ROOT, "file").unwrap().node();
+        guest.open(file, libc::O_RDONLY).unwrap();
+        let request = guest.request(DESTROY, 0, &[]);
+        guest.driver.write(REQUEST, &request);
+        // Its answer is not counted.
+        guest.raw(&[(REQUEST, 40, READ), (ANSWER, 64, WRITE)]);
+        guest.init();
+        assert_eq!(guest.open(file, 0).err(), Some(libc::EBADF));
+    }
+    // Other tests have devices, too, but not so many.
+    assert!(descriptors_above(&root) < before + 50);
 }
 
 #[test]
