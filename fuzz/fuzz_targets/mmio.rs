@@ -1,0 +1,4 @@
+//! Lets libFuzzer run [`fuzz::mmio`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::mmio(data));
