@@ -5,6 +5,7 @@
 #   make test-crash         the same, and a microVM killed at each step of its life (twenty minutes more)
 #   make test-clients       the same, and podman, docker and containerd with microVMs in the lab (as long again)
 #   make test-load          500 containers at once, of the optimised build
+#   make fuzz SECONDS=60    hostile bytes for every parser, so long for each target (28800: overnight)
 #   make build              rt, its agent and the containerd shim, optimised
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
 #   make guest              build the guest kernel and install it under /var/lib/rt/guests
@@ -17,7 +18,7 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test test-crash test-clients test-load build install guest lab setup bundles
+.PHONY: run test test-crash test-clients test-load fuzz build install guest lab setup bundles
 
 run: build guest bundles
 	@$(here)/integration/run-samples $(release)/rt
@@ -34,6 +35,10 @@ test-clients: test
 
 test-load: build
 	cd $(here) && RT=$(release)/rt RT_MODELS=container RT_LOAD=500 $(CARGO) test -p integration --test behaviour -- many_containers_live_at_once
+
+SECONDS ?= 60
+fuzz: setup
+	@$(here)/fuzz/run $(SECONDS) $(TARGETS)
 
 build: setup
 	cd $(here) && $(CARGO) build --release -p runtime -p agent -p shim
