@@ -12,7 +12,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
@@ -102,8 +101,8 @@ pub(super) struct SharedTree {
     root: File,
     /// Files that are never forgotten (see [`pin_mounts`]).
     pinned: RwLock<BTreeSet<u64>>,
-    /// The highest number that a file was given; `inner` counts them up.
-    newest: AtomicU64,
+    /// The numbers of the files that the guest was told of since it began.
+    known: Mutex<BTreeSet<u64>>,
     /// The open files and directories, and the number of the file of each.
     open: Mutex<BTreeMap<u64, u64>>,
 }
@@ -138,8 +137,8 @@ impl SharedTree {
             cache: share.cache,
             access: share.access,
             root,
-            newest: AtomicU64::new(pinned.last().copied().unwrap_or(ROOT_ID)),
             pinned: RwLock::new(pinned),
+            known: Mutex::default(),
             open: Mutex::default(),
         })
     }
@@ -211,11 +210,13 @@ impl SharedTree {
                 return;
             }
         };
-        let newest = self.newest.load(Ordering::Relaxed);
-        let forgotten = (ROOT_ID..=newest).filter(|inode| !pinned.contains(inode));
-        let forgotten = forgotten.map(|inode| (inode, u64::MAX)).collect();
+        let mut forgotten = std::mem::take(&mut *self.known());
+        let mut before = self.pinned.write().unwrap_or_else(PoisonError::into_inner);
+        forgotten.append(&mut before);
+        let forgotten = forgotten.difference(&pinned);
+        let forgotten = forgotten.map(|&inode| (inode, u64::MAX)).collect();
         self.inner.batch_forget(&Context::default(), forgotten);
-        *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = pinned;
+        *before = pinned;
     }
 
     fn open_files(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
@@ -236,8 +237,12 @@ impl SharedTree {
 
     /// Notes the number of a file that the guest is told of.
     fn told(&self, entry: Entry) -> Entry {
-        self.newest.fetch_max(entry.inode, Ordering::Relaxed);
+        self.known().insert(entry.inode);
         entry
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_writable(&self) -> io::Result<()> {
