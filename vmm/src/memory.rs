@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
@@ -246,14 +248,31 @@ impl HostMapping {
         Ok(mapping)
     }
 
-    /// Puts a private mapping of the file's bytes from `offset` on in place of the zeros.
+    /// Puts private mappings of the file's bytes from `offset` on in place of the zeros, where the file has any. A huge
+    /// page without one stays as it is: a page of a file's hole would first be made in the page cache, then copied.
     fn fill_from(&self, file: &File, offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(data) = next(file, offset + done, Whence::SeekData)? {
+            let start = (data - offset) / HUGE_PAGE * HUGE_PAGE;
+            if start >= self.length as u64 {
+                break;
+            }
+            let hole = next(file, data, Whence::SeekHole)?.unwrap_or(data);
+            let end = (hole - offset).next_multiple_of(HUGE_PAGE);
+            done = end.min(self.length as u64);
+            self.map_file(start, done - start, file, offset + start)?;
+        }
+        Ok(())
+    }
+
+    fn map_file(&self, start: u64, length: u64, file: &File, offset: u64) -> io::Result<()> {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: the range is a mapping of our own of this length, and nothing refers to it yet.
+        let address = self.address.wrapping_add(start as usize);
+        // SAFETY: the range lies in a mapping of our own, and nothing refers to it yet.
         let mapped = unsafe {
             libc::mmap(
-                self.address.cast(),
-                self.length,
+                address.cast(),
+                length as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
                 file.as_raw_fd(),
@@ -293,10 +312,47 @@ impl HostMapping {
     }
 }
 
+/// Where the file has data, or none, from `offset` on; `None` behind the last.
+fn next(file: &File, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
+    let from = i64::try_from(offset).map_err(io::Error::other)?;
+    match lseek(file.as_raw_fd(), from, whence) {
+        Ok(found) => Ok(Some(found.unsigned_abs())),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use vm_memory::{Bytes, GuestMemory};
+
+    #[test]
+    fn memory_of_a_file_begins_as_the_file_and_leaves_it_alone() {
+        let file = tempfile::tempfile().unwrap();
+        let size = MemorySize::from_mib(32).unwrap();
+        file.set_len(size.bytes()).unwrap();
+        // In the third huge page, across the border of the fifth and the sixth, and in the last.
+        let places = [(5 << 20) + 77, (10 << 20) - 1, (32 << 20) - 2];
+        for at in places {
+            file.write_all_at(&[7, 8], at).unwrap();
+        }
+        let memory = Memory::of_file(size, &file).unwrap();
+        let byte = |at: u64| memory.ram().read_obj::<u8>(GuestAddress(at)).unwrap();
+        for at in places {
+            assert_eq!((byte(at), byte(at + 1)), (7, 8), "{at:#x}");
+        }
+        for at in [0, (4 << 20) - 1, 5 << 20, 12 << 20, 31 << 20] {
+            assert_eq!(byte(at), 0, "{at:#x}");
+            memory.ram().write_obj(9_u8, GuestAddress(at)).unwrap();
+            assert_eq!(byte(at), 9);
+        }
+        let mut first = [1];
+        file.read_exact_at(&mut first, 5 << 20).unwrap();
+        assert_eq!(first, [0]);
+    }
 
     #[test]
     fn ram_is_aligned_to_huge_pages_and_zeroed() {
