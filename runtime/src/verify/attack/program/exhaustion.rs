@@ -103,7 +103,8 @@ pub(super) fn thread_bomb(_: &Told) -> Result<Got, Failed> {
 
 pub(super) fn descriptor_bomb(_: &Told) -> Result<Got, Failed> {
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let wanted = limit.max(DESCRIPTORS);
+    // With room for what is open already.
+    let wanted = limit.max(DESCRIPTORS + 64);
     // Who may not lift its limit has what there is.
     setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted)
         .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, limit, limit))?;
