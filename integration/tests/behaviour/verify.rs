@@ -586,11 +586,12 @@ fn interrupted_attacks_leave_nothing(fixture: &Fixture) -> Claim {
         Ok(())
     })?;
     let pid = Pid::from_raw(attacking.rt.id().cast_signed());
-    kill(pid, Signal::SIGINT)?;
+    // SIGINT is ignored by what a shell runs in the background.
+    kill(pid, Signal::SIGTERM)?;
     let status = attacking.wait()?;
     ensure_eq!(
         status.signal(),
-        Some(libc::SIGINT),
+        Some(libc::SIGTERM),
         "how it ended: {status}"
     );
     ensure_eq!(fs::read_to_string(&attacking.out)?, "", "report");

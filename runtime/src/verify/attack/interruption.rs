@@ -23,9 +23,9 @@ pub struct Interruption {
 impl Interruption {
     /// To be called while this process has one thread.
     pub fn hold() -> io::Result<Self> {
-        let ending: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]
-            .into_iter()
-            .collect();
+        let all = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+        // One that is ignored, as by nohup(1), would not end this process.
+        let ending: SigSet = all.into_iter().filter(|one| !is_ignored(*one)).collect();
         let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC)?;
         let before = ending.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         Ok(Self { signals, before })
@@ -46,6 +46,15 @@ impl Interruption {
             }
         }
     }
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all zeros is such a structure.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call only writes the present one.
+    let asked =
+        unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 impl Drop for Interruption {
