@@ -48,7 +48,7 @@ fn refused(fixture: &Fixture, vm: Value, named: &[&str]) -> Claim {
     nothing_is_left(fixture)
 }
 
-fn nothing_is_left(fixture: &Fixture) -> Claim {
+pub fn nothing_is_left(fixture: &Fixture) -> Claim {
     let left = state_directories(&fixture.state_root());
     ensure!(left.is_empty(), "left in the state root: {left:?}");
     Ok(())

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use integration::snapshot::state_directories;
 use integration::{Bundle, Claim, Fixture, Outcome, ensure, ensure_eq};
 use serde_json::{Value, json};
 
 use crate::Entry;
+use crate::microvm_failures::nothing_is_left;
 
 pub const CLAIMS: &[Entry] = &[
     (
@@ -63,7 +63,7 @@ impl<'a> Templates<'a> {
     /// Makes the template that the usual bundle's machine fits; its id.
     fn create(&self) -> Result<String, Error> {
         let made = self.rt(&["template", "create"]).output()?;
-        ensure_template(made.status.success(), &made)?;
+        ensure!(made.status.success(), "template: {made:?}");
         let listed = self.rt(&["template", "list", "--json"]).output()?;
         let all: Value = serde_json::from_slice(&listed.stdout)?;
         let id = all[0]["id"]
@@ -71,11 +71,6 @@ impl<'a> Templates<'a> {
             .ok_or_else(|| format!("the list is {all}"))?;
         Ok(id.to_owned())
     }
-}
-
-fn ensure_template(made: bool, output: &std::process::Output) -> Claim {
-    ensure!(made, "template: {output:?}");
-    Ok(())
 }
 
 fn machines_of_one_template_are_strangers(fixture: &Fixture) -> Claim {
@@ -116,6 +111,11 @@ fn machines_of_one_template_are_strangers(fixture: &Fixture) -> Claim {
 fn a_template_is_used_where_it_fits_and_refused_where_it_is_damaged(fixture: &Fixture) -> Claim {
     let templates = Templates::new(fixture)?;
     let id = templates.create()?;
+    ensure_eq!(
+        templates.create()?,
+        id,
+        "the id of the one that took its place"
+    );
     let mut bundle = fixture.bundle()?;
     bundle.args(&["/bin/true"]);
     let runs =
@@ -130,9 +130,7 @@ fn a_template_is_used_where_it_fits_and_refused_where_it_is_damaged(fixture: &Fi
                 outcome.stderr
             );
         }
-        let left = state_directories(&fixture.state_root());
-        ensure!(left.is_empty(), "left in the state root: {left:?}");
-        Ok(())
+        nothing_is_left(fixture)
     };
     runs(&bundle, "whole")?;
 

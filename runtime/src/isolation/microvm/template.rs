@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{RenameFlags, renameat2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
 use protocol::message::{Network, RenewRequest};
@@ -384,12 +385,20 @@ impl<'a> Templates<'a> {
         let path = unfinished.0.join(RECORD);
         let text = serde_json::to_vec(&record).map_err(|e| file("write", &path)(e.into()))?;
         fs::write(&path, text).map_err(file("write", &path))?;
-        let directory = self.root.join(&id);
-        if directory.exists() {
-            self.remove(&id)?;
-        }
-        fs::rename(&unfinished.0, &directory).map_err(file("create", &directory))?;
+        self.put(&unfinished, &id)?;
         self.get(&id)
+    }
+
+    /// Gives what is finished its name; what had it before is taken away with `unfinished`.
+    fn put(&self, unfinished: &Unfinished, id: &str) -> Result<(), TemplateError> {
+        let directory = self.root.join(id);
+        let how = if directory.exists() {
+            RenameFlags::RENAME_EXCHANGE
+        } else {
+            RenameFlags::RENAME_NOREPLACE
+        };
+        renameat2(None, &unfinished.0, None, &directory, how)
+            .map_err(|errno| file("create", &directory)(errno.into()))
     }
 }
 
@@ -557,6 +566,21 @@ mod tests {
         templates.remove("1234").unwrap();
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
         assert!(dir.path().join("else").exists());
+    }
+
+    #[test]
+    fn a_template_takes_the_place_of_one_of_its_shape() {
+        let dir = tempfile::tempdir().unwrap();
+        let templates = Templates::new(dir.path());
+        for content in ["first", "second"] {
+            let unfinished = Unfinished(templates.unfinished());
+            fs::create_dir(&unfinished.0).unwrap();
+            fs::write(unfinished.0.join("memory"), content).unwrap();
+            templates.put(&unfinished, "1234").unwrap();
+        }
+        let kept = fs::read_to_string(dir.path().join("1234/memory")).unwrap();
+        assert_eq!(kept, "second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
