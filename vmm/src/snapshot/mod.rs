@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::GuestMemory;
@@ -159,15 +160,25 @@ impl Snapshot {
             path: path.clone(),
             source,
         };
-        // What another format has beside its number is nobody's to say.
-        let StateFile { format, .. } =
-            serde_json::from_slice::<StateFile<serde::de::IgnoredAny>>(&text).map_err(malformed)?;
-        if format != FORMAT {
-            let found = format;
-            return Err(SnapshotError::Format { path, found });
-        }
-        let StateFile { machine: state, .. } =
-            serde_json::from_slice::<StateFile<MachineState>>(&text).map_err(malformed)?;
+        let state = match serde_json::from_slice::<StateFile<MachineState>>(&text) {
+            Ok(StateFile {
+                format: FORMAT,
+                machine,
+            }) => machine,
+            other => {
+                // What another format has beside its number is nobody's to say.
+                let file: StateFile<IgnoredAny> =
+                    serde_json::from_slice(&text).map_err(malformed)?;
+                let found = file.format;
+                return Err(match other {
+                    Err(source) if found == FORMAT => malformed(source),
+                    _ => SnapshotError::Format {
+                        path: path.clone(),
+                        found,
+                    },
+                });
+            }
+        };
         let path = directory.join(MEMORY);
         let memory = File::open(&path).map_err(SnapshotError::file("open", &path))?;
         let metadata = memory
