@@ -24,7 +24,7 @@ pub use fs::{fs_queue, fs_requests};
 pub use kernel::kernel;
 pub use net::net_queue;
 pub use protocol::{agent_answers, agent_calls};
-pub use queue::{mmio, rng_queue};
+pub use queue::{balloon_queue, mmio, rng_queue};
 pub use vsock::{vsock_packets, vsock_queue};
 
 /// A target's name, which is that of its corpus, and the function.
@@ -34,6 +34,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("agent_answers", agent_answers),
     ("agent_calls", agent_calls),
+    ("balloon_queue", balloon_queue),
     ("config", config),
     ("fs_queue", fs_queue),
     ("fs_requests", fs_requests),

@@ -1,5 +1,6 @@
 //! The transport's registers and the queues, without and with a device that has no other side.
 
+use vmm::devices::virtio::balloon::Balloon;
 use vmm::devices::virtio::rng::Rng;
 use vmm::devices::virtio::{DeviceType, VirtQueue, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
@@ -76,6 +77,14 @@ pub fn mmio(data: &[u8]) {
     if input.byte() & 1 == 0 {
         machine.bring_up(input.u64(), input.u16());
     }
+    run(machine, input, &mut |_| {});
+}
+
+/// The balloon's queues.
+pub fn balloon_queue(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut machine = Machine::new(Box::new(Balloon::new()));
+    machine.bring_up(input.u64(), input.u16());
     run(machine, input, &mut |_| {});
 }
 

@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         origin: Origin::Kernel(KernelConfig::default()),
         console: Box::new(io::stdout()),
         rng: true,
+        balloon: true,
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),

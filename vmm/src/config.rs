@@ -27,6 +27,8 @@ pub struct VmConfig {
     pub console: Box<dyn Write + Send>,
     /// Whether there is an entropy device.
     pub rng: bool,
+    /// Whether there is a balloon device, by which the guest reports the memory that it does not use.
+    pub balloon: bool,
     /// The socket device, if there is to be one.
     pub vsock: Option<VsockConfig>,
     /// Directories of the host, each a file system device of its own.
@@ -92,6 +94,7 @@ impl fmt::Debug for VmConfig {
             .field("memory", &self.memory)
             .field("origin", &self.origin)
             .field("rng", &self.rng)
+            .field("balloon", &self.balloon)
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
             .field("interfaces", &self.interfaces)

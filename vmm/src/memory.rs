@@ -13,7 +13,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileSlice};
 
 use crate::layout;
 
@@ -22,6 +22,9 @@ pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
 
 /// The size of a huge page on x86-64, and the granularity of a guest's memory.
 pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// The size of a page of the host's kernel on x86-64.
+const HOST_PAGE: usize = 4096;
 
 /// A guest's memory size in bytes: a multiple of 2 MiB between [`MemorySize::MIN`] and
 /// [`MemorySize::MAX`].
@@ -198,6 +201,26 @@ impl Memory {
                 host: mapping.address as u64,
                 length,
             })
+    }
+}
+
+/// Gives the whole pages of a part of guest RAM back to the host; the guest finds there what it found at first.
+pub(crate) fn give_back(part: &VolatileSlice<'_>) {
+    let guard = part.ptr_guard_mut();
+    let start = guard.as_ptr();
+    let head = start.align_offset(HOST_PAGE).min(part.len());
+    let length = (part.len() - head) / HOST_PAGE * HOST_PAGE;
+    if length == 0 {
+        return;
+    }
+    // SAFETY: the range lies in the slice's mapping. What a volatile slice names may change at any time, and the advice
+    // changes no more than that.
+    let result =
+        unsafe { libc::madvise(start.wrapping_add(head).cast(), length, libc::MADV_DONTNEED) };
+    if result != 0 {
+        // The guest has lost nothing, and the host won nothing.
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "giving memory back");
     }
 }
 

@@ -28,6 +28,7 @@ use crate::devices::bus::{Bus, BusDevice, BusError};
 use crate::devices::io_apic::{self, IoApic};
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
@@ -174,6 +175,7 @@ impl Vm {
         kvm::register_memory(&vm, &memory)?;
         let vm = Arc::new(vm);
         let devices = usize::from(config.rng)
+            + usize::from(config.balloon)
             + usize::from(config.vsock.is_some())
             + config.shares.len()
             + config.interfaces.len();
@@ -218,6 +220,9 @@ impl Vm {
         let serial = board.add_serial(config.console, console.clone(), &registers)?;
         if config.rng {
             board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
+        }
+        if config.balloon {
+            board.add_virtio("virtio-balloon", &memory, Box::new(Balloon::new()))?;
         }
 
         let mut vsock = None;

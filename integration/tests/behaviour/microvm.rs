@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
-use integration::{Claim, Fixture, ensure, ensure_eq};
+use integration::{Claim, Fixture, ensure, ensure_eq, eventually};
 use serde_json::json;
 
 use crate::Entry;
@@ -16,6 +17,10 @@ pub const CLAIMS: &[Entry] = &[
         a_distributions_kernel_is_imported_and_runs,
     ),
     ("the_vmm_process_is_jailed", the_vmm_process_is_jailed),
+    (
+        "memory_that_a_workload_freed_goes_back_to_the_host",
+        memory_that_a_workload_freed_goes_back_to_the_host,
+    ),
 ];
 
 /// The capabilities of the file server, as capability.h numbers them: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER,
@@ -186,4 +191,34 @@ fn the_vmm_process_is_jailed(fixture: &Fixture) -> Claim {
     }
     ensure!(threads > 4, "{threads} threads");
     Ok(())
+}
+
+fn memory_that_a_workload_freed_goes_back_to_the_host(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.args(&["/bin/sleep", "1000"]);
+    let id = fixture.id("freed");
+    fixture.start_detached(&bundle, &id)?;
+    let vmm = fixture.state(&id)?["pid"].as_i64().unwrap_or(0);
+    let mib = |name: &str| -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        let status = fs::read_to_string(format!("/proc/{vmm}/status"))?;
+        let kib = field(&status, name);
+        Ok(kib.trim_end_matches(" kB").parse::<u64>()? >> 10)
+    };
+    let before = mib("VmRSS:")?;
+    // One buffer of that size, written once.
+    let take = ["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"];
+    let mut exec = fixture.rt(&["exec", &id]);
+    exec.args(take);
+    fixture.complete(exec, Vec::new())?.success()?;
+    let most = mib("VmHWM:")?;
+    ensure!(most >= before + 70, "{before} MiB, and {most} MiB at most");
+    // The guest's kernel gathers what is free for two seconds.
+    eventually(Duration::from_secs(60), || {
+        let after = mib("VmRSS:")?;
+        ensure!(
+            after < before + 16,
+            "{before} MiB before, {after} MiB after"
+        );
+        Ok(())
+    })
 }

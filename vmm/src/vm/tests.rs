@@ -67,6 +67,7 @@ fn config(vcpus: u8, kernel: PathBuf) -> VmConfig {
         }),
         console: Box::new(io::sink()),
         rng: true,
+        balloon: true,
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
@@ -325,6 +326,7 @@ fn a_snapshot_that_does_not_fit_is_refused_by_name() {
     let other = VmConfig {
         origin: Origin::Snapshot(Snapshot::open(directory.path()).unwrap()),
         rng: false,
+        balloon: false,
         ..config(1, PathBuf::new())
     };
     assert_eq!(

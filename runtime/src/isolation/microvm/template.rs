@@ -441,6 +441,7 @@ fn until_agent_waits(boot: &Boot, interfaces: usize, shares: &Path) -> Result<Ru
         origin: Origin::Kernel(boot.kernel_config()?),
         console: Box::new(io::sink()),
         rng: true,
+        balloon: true,
         vsock: Some(VsockConfig {
             cid: GuestCid::DEFAULT,
             socket: None,

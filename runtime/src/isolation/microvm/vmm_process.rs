@@ -584,6 +584,7 @@ fn config(
             left: CONSOLE_LIMIT,
         }),
         rng: true,
+        balloon: true,
         vsock: Some(VsockConfig {
             cid: GuestCid::DEFAULT,
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),

@@ -1,4 +1,4 @@
-//! The virtio devices on the MMIO transport: file system, network, socket and entropy.
+//! The virtio devices on the MMIO transport: file system, network, socket, entropy and balloon.
 //!
 //! Everything that comes out of guest memory or a device register is hostile. It is parsed once,
 //! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
@@ -6,6 +6,7 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub mod balloon;
 pub mod fs;
 mod interrupt;
 pub mod mmio;
@@ -31,6 +32,8 @@ pub enum DeviceType {
     Network = 1,
     /// Entropy device, section 5.4.
     Entropy = 4,
+    /// Traditional memory balloon device, section 5.5.
+    Balloon = 5,
     /// Socket device, section 5.10.
     Socket = 19,
     /// File system device, section 5.11.
