@@ -1,7 +1,7 @@
 //! Machines that go on from a template in place of booting.
 //!
-//! After `rt template create`, with `--interfaces 0` and `1`, most other claims are made of such machines, too: where that
-//! is wanted. By itself no test makes a template in the usual place.
+//! Where the tests run in a lab it has templates of the usual machines too, so that most claims there are made of
+//! machines that began from one.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
