@@ -5,21 +5,24 @@
 //! socket or make memory executable. The tables below are the whole policy; they were found by
 //! running guests with [`Policy::Log`] and reading what the kernel's audit log says.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter,
 };
+use syscalls::Sysno;
 use thiserror::Error;
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::capabilities;
 
 /// What happens at a system call that a thread's table does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// The process is killed by SIGSYS.
+    /// The call is not carried out and the process ends: by SIGSYS, or as [`report_violations`] has it.
     #[default]
     Enforce,
     /// The call is carried out and the kernel's audit log says so: for finding what is missing.
@@ -83,16 +86,19 @@ enum When {
     Always,
     /// The argument with this index is this value (its low 32 bits).
     Is(u8, u32),
+    /// The argument with this index is another value (in its low 32 bits).
+    IsNot(u8, u32),
     /// The argument with this index has none of these bits (in its low 32 bits).
     Without(u8, u32),
 }
 
-use When::{Always, Is, Without};
+use When::{Always, Is, IsNot, Without};
 
 type Table = &'static [(i64, When)];
 
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 const AF_UNIX: u32 = libc::AF_UNIX as u32;
+const SIGSYS: u32 = libc::SIGSYS as u32;
 /// Requests of the kernel's `uapi/linux/kvm.h`.
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
@@ -117,9 +123,12 @@ const EVERY: Table = &[
     (libc::SYS_mprotect, Without(2, PROT_EXEC)),
     (libc::SYS_mremap, Always),
     (libc::SYS_munmap, Always),
+    // To tell of a violation where nobody reads what is told.
+    (libc::SYS_poll, Always),
     (libc::SYS_read, Always),
     (libc::SYS_restart_syscall, Always),
-    (libc::SYS_rt_sigaction, Always),
+    // What happens at a violation stays as it is.
+    (libc::SYS_rt_sigaction, IsNot(0, SIGSYS)),
     (libc::SYS_rt_sigprocmask, Always),
     (libc::SYS_rt_sigreturn, Always),
     (libc::SYS_sched_yield, Always),
@@ -255,7 +264,6 @@ const MAIN: Table = &[
     (libc::SYS_newfstatat, Always),
     (libc::SYS_openat, Always),
     (libc::SYS_pipe2, Always),
-    (libc::SYS_poll, Always),
     (libc::SYS_ppoll, Always),
     (libc::SYS_pread64, Always),
     (libc::SYS_prlimit64, Always),
@@ -298,6 +306,7 @@ fn compile(
         let (argument, operator, value) = match *when {
             Always => continue,
             Is(argument, value) => (argument, SeccompCmpOp::Eq, value.into()),
+            IsNot(argument, value) => (argument, SeccompCmpOp::Ne, value.into()),
             Without(argument, bits) => (argument, SeccompCmpOp::MaskedEq(bits.into()), 0),
         };
         let length = SeccompCmpArgLen::Dword;
@@ -323,12 +332,68 @@ pub fn confine(thread: Thread, policy: Policy) -> Result<(), SeccompError> {
     let mismatch = match policy {
         Policy::Off => return Ok(()),
         Policy::Log => SeccompAction::Log,
-        Policy::Enforce => SeccompAction::KillProcess,
+        Policy::Enforce => SeccompAction::Trap,
     };
+    CONFINED.set(Some(thread));
     capabilities::limit(thread).map_err(|source| SeccompError::Capabilities { thread, source })?;
     let program =
         compile(thread, mismatch).map_err(|source| SeccompError::Compile { thread, source })?;
     apply_filter(&program).map_err(|source| SeccompError::Install { thread, source })
+}
+
+thread_local! {
+    /// What the thread is. Made and dropped without a call, so that a signal handler may ask.
+    static CONFINED: Cell<Option<Thread>> = const { Cell::new(None) };
+}
+
+/// From now on a violation is told on standard error, with the thread and the system call, before the process ends by
+/// SIGKILL. No confined thread can change that; one that is taken over can at best keep itself from going on.
+///
+/// # Errors
+/// The kernel's.
+pub fn report_violations() -> io::Result<()> {
+    register_signal_handler(libc::SIGSYS, on_violation)
+        .map_err(|errno| io::Error::from_raw_os_error(errno.errno()))
+}
+
+/// Allocates nothing and takes no lock.
+extern "C" fn on_violation(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the handler was registered with SA_SIGINFO: the kernel gives it the registers of the call.
+    let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let number = registers[libc::REG_RAX as usize];
+    let name = usize::try_from(number).ok().and_then(Sysno::new);
+    let name = name.as_ref().map_or("an unknown one", Sysno::name);
+    let mut text = io::Cursor::new([0; 320]);
+    let thread = CONFINED.get();
+    // It fits.
+    let _ = write!(text, "rt: the microVM failed: its VMM process's ");
+    let _ = match thread {
+        Some(thread) => write!(text, "{thread:?} thread"),
+        None => write!(text, "thread"),
+    };
+    let _ = writeln!(
+        text,
+        " asked for a system call that it may not make ({name}, {number}): the guest may have taken it over"
+    );
+    let (length, text) = (text.position() as usize, text.get_ref());
+    // SAFETY: poll gets one entry, write that much of a buffer of our own. The last names this thread and ends the process.
+    unsafe {
+        // A pipe that is full would keep the process from ending.
+        let mut stderr = libc::pollfd {
+            fd: 2,
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        if libc::poll(&mut stderr, 1, 0) == 1 && stderr.revents == libc::POLLOUT {
+            libc::write(2, text.as_ptr().cast(), length);
+        }
+        libc::syscall(
+            libc::SYS_tgkill,
+            libc::getpid(),
+            libc::gettid(),
+            libc::SIGKILL,
+        );
+    }
 }
 
 /// Has the allocator ask the kernel for nothing but memory. To be called before this process has other threads.
@@ -377,17 +442,25 @@ mod tests {
         }
     }
 
-    /// Runs itself in a process that has no heaps but the first thread's yet, as a VMM process begins.
+    /// Runs the test `name` alone in a process of its own, in which this is `None`; how that ended.
+    fn in_own_process(name: &str) -> Option<std::process::Output> {
+        const CHILD: &str = "RT_TEST_IN_OWN_PROCESS";
+        if std::env::var_os(CHILD).is_some() {
+            return None;
+        }
+        let name = format!("seccomp::tests::{name}");
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &name, "--test-threads=1", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        Some(child)
+    }
+
+    /// A process of its own has no heaps but the first thread's yet, as a VMM process begins.
     #[test]
     fn much_memory_can_be_given_back() {
-        const CHILD: &str = "RT_TEST_GIVES_BACK";
-        if std::env::var_os(CHILD).is_none() {
-            let name = "seccomp::tests::much_memory_can_be_given_back";
-            let child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", name, "--test-threads=1"])
-                .env(CHILD, "1")
-                .output()
-                .unwrap();
+        if let Some(child) = in_own_process("much_memory_can_be_given_back") {
             assert!(child.status.success(), "{child:?}");
             return;
         }
@@ -399,6 +472,36 @@ mod tests {
             drop(blocks);
         });
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_violation_names_the_thread_and_the_call() {
+        use std::os::unix::process::ExitStatusExt;
+        if let Some(child) = in_own_process("a_violation_names_the_thread_and_the_call") {
+            assert_eq!(child.status.signal(), Some(libc::SIGKILL), "{child:?}");
+            let said = String::from_utf8_lossy(&child.stderr);
+            let expected = "VMM process's Net thread asked for a system call that it may not make (socket, 41)";
+            assert!(said.contains(expected), "{said}");
+            return;
+        }
+        report_violations().unwrap();
+        let thread = std::thread::spawn(|| {
+            confine(Thread::Net, Policy::Enforce).unwrap();
+            // SAFETY: makes a socket, if it may.
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) }
+        });
+        panic!("the thread went on: {:?}", thread.join());
+    }
+
+    #[test]
+    fn what_happens_at_a_violation_cannot_be_changed() {
+        for thread in ALL {
+            let result = in_child(thread, || {
+                // SAFETY: the disposition is one of the kernel's own.
+                unsafe { libc::signal(libc::SIGSYS, libc::SIG_IGN) != libc::SIG_ERR }
+            });
+            assert_eq!(result, Err(libc::SIGSYS), "{thread:?}");
+        }
     }
 
     const ALL: [Thread; 6] = [

@@ -287,6 +287,9 @@ fn run(args: &VmmArgs) -> u8 {
     let begun = reporter
         .close_all_but(&[held.as_raw_fd(), orders.as_raw_fd()])
         .map_err(io_error("close inherited descriptors"))
+        .and_then(|()| {
+            seccomp::report_violations().map_err(io_error("say what happens at a violation"))
+        })
         .and_then(|()| begin(orders, &mut reporter));
     let (orders, machine) = match begun {
         Ok(begun) => begun,
