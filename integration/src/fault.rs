@@ -126,6 +126,24 @@ impl FaultRun {
         Ok(!self.record(command, limit)?.is_empty())
     }
 
+    /// Has a thread of that kind that serves the guest of a microVM try something, as one that a guest has taken over.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn intrude(&self, thread: &str, attempt: &str, command: &mut Command) -> io::Result<()> {
+        fs::write(self.dir.join("intruder"), format!("{thread} {attempt}"))?;
+        command.env("RT_FAULT", &self.dir);
+        Ok(())
+    }
+
+    /// Whether the command that was run has fault points.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn was_heard(&self) -> io::Result<bool> {
+        Ok(fs::metadata(self.dir.join("passed"))?.len() > 0)
+    }
+
     fn arm(&self, pass: &Pass) -> io::Result<()> {
         let point = format!("{} {}", pass.name, pass.number);
         fs::write(self.dir.join("point"), point)

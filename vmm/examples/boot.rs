@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         interfaces: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
+        intruder: None,
     };
     let mut kernel = KernelConfig::default();
     let mut files = Vec::new();

@@ -9,7 +9,7 @@ use crate::devices::virtio::fs::{Share, Tag};
 use crate::devices::virtio::net::Interface;
 use crate::devices::virtio::vsock::GuestCid;
 use crate::memory::MemorySize;
-use crate::seccomp::Policy;
+use crate::seccomp::{Policy, Thread};
 use crate::snapshot::Snapshot;
 
 /// Leaves the host's file system behind.
@@ -41,6 +41,9 @@ pub struct VmConfig {
     pub leave_host: LeaveHost,
     /// How the machine's threads are confined.
     pub seccomp: Policy,
+    /// Called on each of the machine's threads once it is confined: for tests, which put there what a guest would try that
+    /// has taken the thread over.
+    pub intruder: Option<fn(Thread)>,
 }
 
 /// What a machine begins with.

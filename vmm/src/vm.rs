@@ -129,7 +129,24 @@ pub struct Timeline {
 pub struct Vm {
     parts: Parts,
     vcpus: Vec<VcpuFd>,
+    confinement: Confinement,
+}
+
+/// What becomes of each thread before it serves the guest.
+#[derive(Debug, Clone, Copy)]
+struct Confinement {
     policy: Policy,
+    intruder: Option<fn(Thread)>,
+}
+
+impl Confinement {
+    fn apply(self, thread: Thread) -> Result<(), SeccompError> {
+        seccomp::confine(thread, self.policy)?;
+        if let Some(intrude) = self.intruder {
+            intrude(thread);
+        }
+        Ok(())
+    }
 }
 
 /// What a machine owns beside its vCPUs, in the order in which it is taken down.
@@ -187,14 +204,17 @@ impl Vm {
         let pins = (layout::VIRTIO_GSI_BASE + devices) as u8;
         kvm::create_interrupt_controllers(&vm, pins)?;
 
-        let policy = config.seccomp;
+        let confinement = Confinement {
+            policy: config.seccomp,
+            intruder: config.intruder,
+        };
         let hook = ThreadHook::new(move |kind| {
             let thread = match kind {
                 ThreadKind::Fs => Thread::Fs,
                 ThreadKind::Net => Thread::Net,
                 ThreadKind::Vsock => Thread::Vsock,
             };
-            Ok(seccomp::confine(thread, policy)?)
+            Ok(confinement.apply(thread)?)
         });
         let mut board = Board::new(&vm, pins)?;
         let (entry, state) = match config.origin {
@@ -278,7 +298,7 @@ impl Vm {
         Ok(Self {
             parts,
             vcpus,
-            policy,
+            confinement,
         })
     }
 
@@ -300,7 +320,7 @@ impl Vm {
         let mut gates = Vec::with_capacity(self.vcpus.len());
         for (index, fd) in self.vcpus.into_iter().enumerate() {
             let shared = Arc::clone(&running.parts.shared);
-            let (thread, gate) = spawn_vcpu(index, Vcpu { fd, shared }, self.policy)?;
+            let (thread, gate) = spawn_vcpu(index, Vcpu { fd, shared }, self.confinement)?;
             running.threads.push(thread);
             gates.push(gate);
         }
@@ -317,7 +337,7 @@ impl Vm {
 fn spawn_vcpu(
     index: usize,
     vcpu: Vcpu,
-    policy: Policy,
+    confinement: Confinement,
 ) -> Result<(JoinHandle<Vcpu>, SyncSender<()>), Error> {
     let (report, confined) = mpsc::sync_channel(1);
     let (gate, opened) = mpsc::sync_channel(1);
@@ -326,7 +346,7 @@ fn spawn_vcpu(
         .stack_size(VCPU_STACK)
         .spawn(move || {
             let mut vcpu = vcpu;
-            let result = seccomp::confine(Thread::Vcpu, policy);
+            let result = confinement.apply(Thread::Vcpu);
             let ready = result.is_ok();
             if report.send(result).is_ok() && ready && opened.recv().is_ok() {
                 vcpu.run();

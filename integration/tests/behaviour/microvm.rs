@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use integration::fault::FaultRun;
 use integration::{Claim, Fixture, ensure, ensure_eq, eventually};
 use serde_json::json;
 
@@ -20,6 +21,10 @@ pub const CLAIMS: &[Entry] = &[
     (
         "memory_that_a_workload_freed_goes_back_to_the_host",
         memory_that_a_workload_freed_goes_back_to_the_host,
+    ),
+    (
+        "a_thread_that_a_guest_has_taken_over_gets_nowhere",
+        a_thread_that_a_guest_has_taken_over_gets_nowhere,
     ),
 ];
 
@@ -221,4 +226,62 @@ fn memory_that_a_workload_freed_goes_back_to_the_host(fixture: &Fixture) -> Clai
         );
         Ok(())
     })
+}
+
+/// Hostile code in the place of a device thread and of a vCPU, in a process that is in its jail.
+fn a_thread_that_a_guest_has_taken_over_gets_nowhere(fixture: &Fixture) -> Claim {
+    const KILLED: [(&str, &str); 6] = [
+        ("socket", "socket"),
+        ("ptrace", "ptrace"),
+        ("read-memory", "process_vm_readv"),
+        ("exec", "execve"),
+        ("mount", "mount"),
+        ("kill", "kill"),
+    ];
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    bundle.args(&["/bin/true"]);
+    bundle.save()?;
+    let said = |thread: &str,
+                attempt: &str|
+     -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>> {
+        let id = fixture.id(&format!("{thread}-{attempt}"));
+        let faults = FaultRun::new(fixture.dir().join(&id))?;
+        let mut rt = fixture.rt(&["run", "--bundle"]);
+        rt.arg(bundle.dir()).arg(&id);
+        faults.intrude(thread, attempt, &mut rt)?;
+        let outcome = fixture.complete(rt, Vec::new())?;
+        if !faults.was_heard()? {
+            return Ok(None);
+        }
+        ensure!(outcome.code() != 0, "{thread} {attempt}: the container ran");
+        Ok(Some(outcome.stderr))
+    };
+    for thread in ["Fs", "Vsock", "Vcpu"] {
+        // The file server may open files, of those that are there for it.
+        let open = match thread {
+            "Fs" => "intruder: open: No such file or directory",
+            _ => "system call that it may not make (open",
+        };
+        let killed = |call| {
+            format!("{thread} thread asked for a system call that it may not make ({call}, ")
+        };
+        // All of it in the thread that may do most.
+        let count = if thread == "Fs" { KILLED.len() } else { 1 };
+        let expected = KILLED[..count]
+            .iter()
+            .map(|(attempt, call)| (*attempt, killed(call)));
+        let expected = expected.chain([("open", open.to_owned())]);
+        for (attempt, expected) in expected {
+            let Some(said) = said(thread, attempt)? else {
+                println!("skipped: a release build lets no intruder in");
+                return Ok(());
+            };
+            ensure!(said.contains(&expected), "{thread} {attempt}: {said}");
+        }
+        // It is ended by the kernel, before it has more than its cgroup may have.
+        let said = said(thread, "memory")?.unwrap_or_default();
+        ensure!(!said.contains("intruder:"), "{thread} has 2 GiB: {said}");
+    }
+    Ok(())
 }

@@ -8,7 +8,8 @@
 //! and how often this process has passed it: "42 state.renamed 2". If the file `point` holds such a name and number the
 //! process gets SIGKILL there; if there are also the FIFOs `held` and `go`, it writes a byte to the one and waits for a
 //! byte from the other instead, so that another process can be ended meanwhile. The steps that the file `left-out` names,
-//! a line each, are not done, so that a check can be seen to miss them.
+//! a line each, are not done, so that a check can be seen to miss them. What the file `intruder` says is tried in a thread
+//! that serves a guest.
 
 /// The steps before this place are done, those after it are not begun.
 #[cfg(not(debug_assertions))]
@@ -22,8 +23,15 @@ pub fn is_left_out(_: &'static str) -> bool {
     false
 }
 
+/// What an intruder is to try, and where; never in a release build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn intruder() -> Option<String> {
+    None
+}
+
 #[cfg(debug_assertions)]
-pub use armed::{is_left_out, point};
+pub use armed::{intruder, is_left_out, point};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -43,6 +51,7 @@ mod armed {
         held: Option<OpenFile>,
         go: Option<OpenFile>,
         left_out: String,
+        intruder: Option<String>,
     }
 
     /// A file that some child closes when it closes all descriptors that it does not know.
@@ -85,6 +94,11 @@ mod armed {
         plan.is_some_and(|plan| plan.left_out.lines().any(|line| line == step))
     }
 
+    /// See the module.
+    pub fn intruder() -> Option<String> {
+        plan().as_ref()?.intruder.clone()
+    }
+
     /// What was read, or is now if it was not yet.
     fn plan() -> MutexGuard<'static, Option<Plan>> {
         let mut plan = PLAN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +123,7 @@ mod armed {
                 held: OpenFile::open(&dir.join("held")),
                 go: OpenFile::open(&dir.join("go")),
                 left_out: fs::read_to_string(dir.join("left-out")).unwrap_or_default(),
+                intruder: fs::read_to_string(dir.join("intruder")).ok(),
             })
         }
     }

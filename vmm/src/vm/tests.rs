@@ -73,6 +73,7 @@ fn config(vcpus: u8, kernel: PathBuf) -> VmConfig {
         interfaces: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
+        intruder: None,
     }
 }
 

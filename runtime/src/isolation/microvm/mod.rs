@@ -7,6 +7,7 @@
 mod agent;
 mod exec;
 mod guest_spec;
+mod intruder;
 mod jail;
 mod network;
 mod oom;

@@ -453,6 +453,7 @@ fn until_agent_waits(boot: &Boot, interfaces: usize, shares: &Path) -> Result<Ru
         interfaces: interfaces.collect::<Result<_, VmmError>>()?,
         leave_host: Box::new(|| Ok(())),
         seccomp: confinement(),
+        intruder: None,
     })
     .map_err(VmmError::Machine)?;
     let vsock = vsock_of(&vm)?;

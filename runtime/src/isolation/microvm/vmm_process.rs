@@ -40,6 +40,7 @@ use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit
 use super::agent::{Agent, AgentError, VSOCK};
 use super::confinement;
 use super::guest_spec::{Network, Volume};
+use super::intruder::intruder;
 use super::jail;
 use super::network::{self, NetworkError};
 use super::relay::Relay;
@@ -600,6 +601,7 @@ fn config(
             Ok(())
         }),
         seccomp: confinement(),
+        intruder: intruder(),
     })
 }
 
