@@ -132,6 +132,14 @@ pub struct Vm {
     confinement: Confinement,
 }
 
+/// What a machine goes on from, when its memory is as it should be.
+enum Beginning {
+    /// The boot processor's first instruction.
+    Entry(Entry),
+    /// All that another machine was.
+    State(MachineState),
+}
+
 /// What becomes of each thread before it serves the guest.
 #[derive(Debug, Clone, Copy)]
 struct Confinement {
@@ -217,12 +225,11 @@ impl Vm {
             Ok(confinement.apply(thread)?)
         });
         let mut board = Board::new(&vm, pins)?;
-        let (entry, state) = match config.origin {
+        let beginning = match config.origin {
             Origin::Kernel(kernel) => {
-                let entry = load(&kernel, &memory, config.vcpus, devices)?;
-                (Some(entry), None)
+                Beginning::Entry(load(&kernel, &memory, config.vcpus, devices)?)
             }
-            Origin::Snapshot(snapshot) => (None, Some(snapshot.state)),
+            Origin::Snapshot(snapshot) => Beginning::State(snapshot.state),
         };
         let loaded = Instant::now();
         let socket = config
@@ -234,9 +241,10 @@ impl Vm {
         (config.leave_host)().map_err(Error::host("leaving the host's files"))?;
 
         let console = ConsoleTail::default();
-        let registers = state
-            .as_ref()
-            .map_or_else(Default::default, |state| state.serial.clone());
+        let registers = match &beginning {
+            Beginning::Entry(_) => SerialState::default(),
+            Beginning::State(state) => state.serial.clone(),
+        };
         let serial = board.add_serial(config.console, console.clone(), &registers)?;
         if config.rng {
             board.add_virtio("virtio-rng", &memory, Box::new(Rng::new()))?;
@@ -261,22 +269,22 @@ impl Vm {
         }
 
         let (shared, devices) = board.finish()?;
-        if let Some(state) = &state {
+        if let Beginning::State(state) = &beginning {
             devices.restore(state)?;
             kvm::set_clock(&vm, state.clock)?;
         }
         let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus)?;
         for (index, (vcpu, cpuid)) in vcpus.iter().enumerate() {
-            match (&state, entry) {
-                (Some(state), _) => {
-                    if let Some(state) = state.vcpus.get(index) {
-                        state.restore(vcpu, cpuid)?;
+            match &beginning {
+                Beginning::Entry(entry) => {
+                    vcpu::set_up(vcpu)?;
+                    if index == 0 {
+                        vcpu::set_entry(vcpu, *entry)?;
                     }
                 }
-                (None, entry) => {
-                    vcpu::set_up(vcpu)?;
-                    if let Some(entry) = entry.filter(|_| index == 0) {
-                        vcpu::set_entry(vcpu, entry)?;
+                Beginning::State(state) => {
+                    if let Some(state) = state.vcpus.get(index) {
+                        state.restore(vcpu, cpuid)?;
                     }
                 }
             }
