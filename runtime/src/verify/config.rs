@@ -3,7 +3,7 @@
 //! The bundle is hostile: paths in it are looked at (whether they are the host's namespaces or sockets, where symbolic
 //! links lead), never opened.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -12,7 +12,8 @@ use oci_spec::runtime::{
 };
 
 use super::filter::Filter;
-use super::posture::{Devices, Fact, IdRange, Mount, Posture, Sharing};
+use super::paths::resolve;
+use super::posture::{Devices, Fact, IdRange, Mount, Node, Posture, Sharing};
 
 /// The kinds of namespaces other than `user`.
 pub(super) const NAMESPACES: [(&str, LinuxNamespaceType, &str); 7] = [
@@ -70,12 +71,13 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
             .enumerate()
             .map(|(index, one)| Fact::new(format!("mounts[{index}]"), mount(directory, one)))
             .collect(),
+        cgroups_below: cgroups_below(directory, spec),
+        bundle: Some(resolve(directory)),
         root: Fact::new(
             "root.path",
-            spec.root().as_ref().map(|root| {
-                let path = directory.join(root.path());
-                path.canonicalize().unwrap_or(path)
-            }),
+            spec.root()
+                .as_ref()
+                .map(|root| resolve(&directory.join(root.path()))),
         ),
         root_is_read_only: Fact::new(
             "root.readonly",
@@ -86,6 +88,7 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
             matches!(propagation, "shared" | "rshared"),
         ),
         devices: devices(resources),
+        nodes: nodes(linux),
         memory_limit: Fact::new(
             "linux.resources.memory.limit",
             limit(resources.and_then(|all| all.memory().as_ref()?.limit())),
@@ -142,21 +145,45 @@ fn namespaces(linux: &Linux) -> BTreeMap<&'static str, Fact<Sharing>> {
     kinds.map(fact).collect()
 }
 
+/// The process and the name of the file, if a resolved path is that of a namespace of a process.
+pub(super) fn process_namespace(path: &Path) -> Option<(&str, &str)> {
+    let mut parts = path.strip_prefix("/proc").ok()?.to_str()?.split('/');
+    let process = parts.next()?;
+    let mut next = parts.next()?;
+    if next == "task" {
+        parts.next()?;
+        next = parts.next()?;
+    }
+    let file = parts.next().filter(|_| next == "ns")?;
+    parts.next().is_none().then_some((process, file))
+}
+
+/// Whether a file in a process's `ns` is a namespace of the kind that has the file `file`.
+pub(super) fn is_of_kind(name: &str, file: &str) -> bool {
+    name.strip_suffix("_for_children").unwrap_or(name) == file
+}
+
 /// Whether a namespace's path is the namespace of the host's first process, or ours. One that is not there yet is made
 /// by somebody for the container.
 fn is_of_the_host(path: &Path, file: &str) -> bool {
-    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{file}"));
-    let hosts = ["1", "self", "thread-self"].map(of);
+    use std::os::unix::fs::MetadataExt;
+    let path = resolve(path);
+    let own = std::process::id().to_string();
+    let hosts = ["1", "self", "thread-self", &own];
+    // Without the right to look at the first process its namespaces are known by their names alone.
+    if let Some((process, name)) = process_namespace(&path)
+        && hosts.contains(&process)
+    {
+        return is_of_kind(name, file);
+    }
     let id = |path: &Path| {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(path)
-            .ok()
-            .map(|file| (file.dev(), file.ino()))
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
     };
-    let own = id(path);
-    hosts
-        .iter()
-        .any(|host| path == host || (own.is_some() && own == id(host)))
+    let found = id(&path);
+    let mut hosts = ["1", "self"].into_iter();
+    found.is_some()
+        && hosts.any(|process| found == id(Path::new(&format!("/proc/{process}/ns/{file}"))))
 }
 
 fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
@@ -168,6 +195,15 @@ fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
     let Some(index) = user else {
         return Fact::new("linux.namespaces", None);
     };
+    let path = linux.namespaces().as_ref().and_then(|all| {
+        let path = all[index].path().as_deref();
+        path.filter(|path| !path.as_os_str().is_empty())
+    });
+    let at = format!("linux.namespaces[{index}].path");
+    // Maps have no effect on a namespace that is joined.
+    if path.is_some_and(|path| is_of_the_host(path, "user")) {
+        return Fact::new(at, None);
+    }
     let ranges: Vec<IdRange> = linux
         .uid_mappings()
         .iter()
@@ -181,14 +217,8 @@ fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
     if !ranges.is_empty() {
         return Fact::new("linux.uidMappings", Some(ranges));
     }
-    let path = linux
-        .namespaces()
-        .as_ref()
-        .and_then(|all| all[index].path().as_deref());
-    let at = format!("linux.namespaces[{index}].path");
-    // Whose ids these are is known when it is joined; that it is the host's can be seen now.
-    let is_host = path.is_some_and(|path| is_of_the_host(path, "user"));
-    Fact::new(at, (!is_host).then(Vec::new))
+    // Whose ids these are is known when it is joined.
+    Fact::new(at, Some(Vec::new()))
 }
 
 fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeSet<String>>> {
@@ -258,10 +288,13 @@ fn mount(directory: &Path, given: &SpecMount) -> Mount {
     Mount {
         destination: given.destination().clone(),
         kind: if is_bind { "bind" } else { kind }.to_owned(),
-        source: source.map(|source| {
-            let path = directory.join(source);
-            path.canonicalize().unwrap_or(path)
-        }),
+        source: source.map(|source| resolve(&directory.join(source))),
+        layers: if kind == "overlay" && !is_bind {
+            layers(directory, &options)
+        } else {
+            Vec::new()
+        },
+        is_whole: !is_bind,
         is_read_only: is_set(&["ro", "rro"], &["rw", "rrw"]),
         is_nosuid: is_set(&["nosuid", "rnosuid"], &["suid", "rsuid"]),
         is_nodev: is_set(&["nodev", "rnodev"], &["dev", "rdev"]),
@@ -277,6 +310,93 @@ fn mount(directory: &Path, given: &SpecMount) -> Mount {
             ],
         ),
     }
+}
+
+/// The directories in the options of an overlay (the kernel's overlayfs.rst): a comma, or in a list a colon, that is part
+/// of a name has a backslash before it.
+fn layers(directory: &Path, options: &[&str]) -> Vec<PathBuf> {
+    let options = options.iter().flat_map(|option| split(option, ','));
+    let lists = options.filter_map(|option| {
+        let (key, value) = option.split_once('=')?;
+        match key {
+            "lowerdir" => Some(split(value, ':')),
+            "upperdir" | "workdir" | "lowerdir+" | "datadir+" => Some(vec![value.to_owned()]),
+            _ => None,
+        }
+    });
+    let names = lists.flatten().filter(|name| !name.is_empty());
+    names
+        .map(|name| resolve(&directory.join(name.replace("\\,", ",").replace("\\:", ":"))))
+        .collect()
+}
+
+/// The parts of a text between separators that have no backslash before them.
+fn split(text: &str, separator: char) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut is_escaped = false;
+    for character in text.chars() {
+        if character == separator && !is_escaped {
+            parts.push(String::new());
+        } else if let Some(last) = parts.last_mut() {
+            last.push(character);
+        }
+        is_escaped = character == '\\' && !is_escaped;
+    }
+    parts
+}
+
+/// The cgroup file systems of this host, and the usual one of any other.
+fn host_cgroups() -> BTreeSet<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let point = fields.next()?;
+        fields.next()?.starts_with("cgroup").then_some(point)
+    });
+    points
+        .chain(["/sys/fs/cgroup"])
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// A recursive bind mount takes along what is mounted below its source, but `ro` is of the first mount alone.
+fn cgroups_below(directory: &Path, spec: &Spec) -> Vec<Fact<PathBuf>> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let hosts = host_cgroups();
+    let last: HashMap<&Path, usize> = mounts
+        .iter()
+        .enumerate()
+        .map(|(index, one)| (one.destination().as_path(), index))
+        .collect();
+    let mut found = Vec::new();
+    for (index, given) in mounts.iter().enumerate() {
+        let has = |name: &str| given.options().iter().flatten().any(|one| one == name);
+        let mount = mount(directory, given);
+        let Some(source) = mount.source else {
+            continue;
+        };
+        // What can be written as a whole is found without this.
+        if !has("rbind") || has("rro") || !mount.is_read_only {
+            continue;
+        }
+        // The first of those that lie in one another, which are sorted, stands for the others.
+        let mut told: Option<PathBuf> = None;
+        for point in &hosts {
+            let Ok(rest) = point.strip_prefix(&source) else {
+                continue;
+            };
+            let place = mount.destination.join(rest);
+            let is_later = |path: &Path| last.get(path).is_some_and(|later| *later > index);
+            let covers = place.ancestors();
+            let mut covers = covers.take_while(|path| path.starts_with(&mount.destination));
+            let is_told = told.as_ref().is_some_and(|told| place.starts_with(told));
+            if rest != Path::new("") && !is_told && !covers.any(is_later) {
+                found.push(Fact::new(format!("mounts[{index}]"), place.clone()));
+                told = Some(place);
+            }
+        }
+    }
+    found
 }
 
 /// What the rules allow in the end: one overrides those before it.
@@ -316,6 +436,32 @@ fn devices(resources: Option<&LinuxResources>) -> Vec<Fact<Devices>> {
         allowed.retain(|fact| !fact.value.access.is_empty());
     }
     allowed
+}
+
+/// The nodes that a configuration asks for. A FIFO is no device.
+fn nodes(linux: &Linux) -> Vec<Fact<Node>> {
+    let number = |value: i64| u32::try_from(value).ok();
+    let nodes = linux.devices().iter().flatten().enumerate();
+    let nodes = nodes.filter_map(|(index, node)| {
+        let kind = match node.typ() {
+            LinuxDeviceType::B => 'b',
+            LinuxDeviceType::C | LinuxDeviceType::U => 'c',
+            LinuxDeviceType::P => return None,
+            LinuxDeviceType::A => 'a',
+        };
+        let device = Devices {
+            kind,
+            major: number(node.major()),
+            minor: number(node.minor()),
+            access: "rw".to_owned(),
+        };
+        let path = node.path().clone();
+        Some(Fact::new(
+            format!("linux.devices[{index}]"),
+            Node { path, device },
+        ))
+    });
+    nodes.collect()
 }
 
 /// The hooks of a configuration, by the specification's names for their kinds.

@@ -4,10 +4,13 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 use serde_json::Value;
 
-use super::config::{capability_names, hook_lists, sysctl_names};
+use super::config::{
+    NAMESPACES, capability_names, hook_lists, is_of_kind, process_namespace, sysctl_names,
+};
+use super::paths::resolve;
 use super::rules::Weakness;
 
 /// Properties of the specification that our parser does not know, and that are no slip of whoever wrote them: those of
@@ -164,6 +167,18 @@ fn namespaces(linux: &Linux, found: &mut Vec<Weakness>) {
                 format!("{at}.path"),
                 "it must be an absolute path",
             ));
+        }
+        // The kernel refuses to let a namespace of another type be joined.
+        let kinds = NAMESPACES.into_iter();
+        let file = kinds
+            .chain([("user", LinuxNamespaceType::User, "user")])
+            .find_map(|(_, kind, file)| (kind == namespace.typ()).then_some(file));
+        let resolved = resolve(path);
+        if let Some((file, (_, name))) = file.zip(process_namespace(&resolved))
+            && !is_of_kind(name, file)
+        {
+            let what = format!("{name} is a namespace of another type");
+            found.push(Weakness::new(format!("{at}.path"), what));
         }
         if seen.contains(&namespace.typ()) {
             found.push(Weakness::new(

@@ -53,6 +53,8 @@ pub fn posture(seen: &Observation) -> Posture {
             root.is_some_and(|root| mounts.is_shared(root)),
         ),
         mounts: mounts.facts(),
+        cgroups_below: Vec::new(),
+        bundle: None,
         devices: seen
             .devices
             .iter()
@@ -60,6 +62,7 @@ pub fn posture(seen: &Observation) -> Posture {
             .filter_map(|line| line.parse().ok())
             .map(|devices| Fact::new("the cgroup's device rules", devices))
             .collect(),
+        nodes: Vec::new(),
         memory_limit: Fact::new("the cgroup's memory limit", seen.limits.memory),
         pids_limit: Fact::new("the cgroup's pids limit", seen.limits.pids),
         has_cpu_limit: Fact::new("the cgroup's cpu limit", seen.limits.cpu.is_some()),
@@ -321,7 +324,21 @@ impl Mounts {
         self.own.iter().filter(|line| {
             let is_below = |top: &str| line.point.starts_with(top) && line.point != Path::new(top);
             let is_cgroup = matches!(line.kind.as_str(), "cgroup" | "cgroup2");
-            (is_below("/proc") || is_below("/sys"))
+            // One of these shows more than what it covers.
+            let is_the_kernels = matches!(
+                line.kind.as_str(),
+                "debugfs"
+                    | "tracefs"
+                    | "securityfs"
+                    | "bpf"
+                    | "configfs"
+                    | "efivarfs"
+                    | "binfmt_misc"
+                    | "pstore"
+                    | "fusectl"
+            );
+            !is_the_kernels
+                && (is_below("/proc") || is_below("/sys"))
                 && !is_cgroup
                 && !line.point.starts_with("/sys/fs/cgroup")
         })
@@ -371,6 +388,8 @@ impl Mounts {
                 destination: line.point.clone(),
                 kind: line.kind.clone(),
                 source: self.source(line).filter(|_| !is_the_kernels),
+                layers: Vec::new(),
+                is_whole: line.root == Path::new("/"),
                 is_read_only: line.is_read_only,
                 is_nosuid: line.options.contains("nosuid"),
                 is_nodev: line.options.contains("nodev"),

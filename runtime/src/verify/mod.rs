@@ -13,6 +13,7 @@ mod html;
 mod jail;
 mod lint;
 mod live;
+mod paths;
 pub mod policy;
 mod posture;
 mod report;

@@ -56,6 +56,10 @@ pub struct Mount {
     pub kind: String,
     /// The path on the host, for a bind mount.
     pub source: Option<PathBuf>,
+    /// The directories of the host that an overlay is made of.
+    pub layers: Vec<PathBuf>,
+    /// It is a file system, and not a part of one.
+    pub is_whole: bool,
     /// Nothing can be written through it.
     pub is_read_only: bool,
     /// Set-user-id programs have no effect.
@@ -64,6 +68,22 @@ pub struct Mount {
     pub is_nodev: bool,
     /// What is mounted in it appears on the host too.
     pub is_shared: bool,
+}
+
+impl Mount {
+    /// The paths of the host that are seen through it.
+    pub fn sources(&self) -> impl Iterator<Item = &Path> {
+        self.source.iter().chain(&self.layers).map(PathBuf::as_path)
+    }
+}
+
+/// A device node that is made for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is, in the container.
+    pub path: PathBuf,
+    /// The device, and all that one can do with it.
+    pub device: Devices,
 }
 
 /// Devices that may be used, as the devices cgroup of version 1 writes them: `c 1:3 rwm`, with `*` for any number.
@@ -157,6 +177,10 @@ pub struct Posture {
     pub read_only: Fact<Vec<PathBuf>>,
     /// Mounts, in their order, without the root.
     pub mounts: Vec<Fact<Mount>>,
+    /// Where cgroup file systems come along with a mount whose options do not reach them, and can be written.
+    pub cgroups_below: Vec<Fact<PathBuf>>,
+    /// The directory of the container's bundle, where there is one to read.
+    pub bundle: Option<PathBuf>,
     /// The root file system's path on the host, where it is known.
     pub root: Fact<Option<PathBuf>>,
     /// Whether the root file system is read-only.
@@ -165,6 +189,8 @@ pub struct Posture {
     pub root_is_shared: Fact<bool>,
     /// Devices that may be used.
     pub devices: Vec<Fact<Devices>>,
+    /// Nodes of devices that are made for it.
+    pub nodes: Vec<Fact<Node>>,
     /// Bytes.
     pub memory_limit: Fact<Option<u64>>,
     /// Processes and threads.

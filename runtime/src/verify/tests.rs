@@ -172,6 +172,27 @@ const PLANTED: &[Planted] = &[
         "network",
     ),
     (
+        |c| c["linux"]["namespaces"][4]["path"] = json!("/var/run/../../proc/1/task/1/ns/net"),
+        "host-namespaces",
+        "linux.namespaces[4].path",
+        "network",
+    ),
+    (
+        |c| {
+            c["linux"]["namespaces"][0]["path"] =
+                json!("/proc/self/root/proc/1/ns/pid_for_children")
+        },
+        "host-namespaces",
+        "linux.namespaces[0].path",
+        "pid",
+    ),
+    (
+        |c| c["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/net"),
+        "specification",
+        "linux.namespaces[0].path",
+        "another type",
+    ),
+    (
         |c| c["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/ipc"),
         "host-namespaces",
         "linux.namespaces[1].path",
@@ -333,6 +354,79 @@ const PLANTED: &[Planted] = &[
         "docker.sock",
     ),
     (
+        |c| {
+            c["mounts"][5] = json!({"destination": "/cg", "type": "bind", "source": "/sys/fs/cgroup",
+                                    "options": ["rbind", "ro"]});
+        },
+        "host-paths",
+        "mounts[5]",
+        "/sys/fs/cgroup of the host can be read",
+    ),
+    (
+        |c| {
+            c["mounts"][5] = json!({"destination": "/ss", "type": "bind", "source": "/sys",
+                                    "options": ["rbind", "rro"]});
+        },
+        "host-paths",
+        "mounts[5]",
+        "/sys of the host can be read",
+    ),
+    (
+        |c| {
+            let sys = json!({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"]});
+            push(&mut c["mounts"], sys);
+        },
+        "writable-cgroups",
+        "mounts[6]",
+        "at /sys/fs/cgroup: \"ro\" is not recursive",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/var/run/../../run/user/7/podman/x"),
+        "host-paths",
+        "mounts[5]",
+        "/run/user/7/podman/x of the host",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/srv/alice/.ssh/id_rsa"),
+        "host-paths",
+        "mounts[5]",
+        ".ssh/id_rsa",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("."),
+        "host-paths",
+        "mounts[5]",
+        "with the container's own bundle",
+    ),
+    (
+        |c| {
+            c["mounts"][5] = json!({"destination": "/o", "type": "overlay", "source": "overlay",
+                                    "options": ["lowerdir=/srv/a\\:b:/etc/ssh,upperdir=/srv/u", "workdir=/srv/w"]});
+        },
+        "host-paths",
+        "mounts[5]",
+        "/etc/ssh of the host",
+    ),
+    (
+        |c| {
+            c["mounts"][5] = json!({"destination": "/o", "type": "debugfs", "source": "debugfs"});
+        },
+        "mount-types",
+        "mounts[5]",
+        "debugfs is mounted at /o",
+    ),
+    (
+        |c| {
+            let disk = json!({"path": "/dev/null", "type": "b", "major": 8, "minor": 0});
+            let fifo = json!({"path": "/dev/fifo", "type": "p"});
+            let sink = json!({"path": "/dev/disk", "type": "c", "major": 1, "minor": 3});
+            c["linux"]["devices"] = json!([fifo, sink, disk]);
+        },
+        "devices",
+        "linux.devices[2]",
+        "/dev/null is the device b 8:0",
+    ),
+    (
         |c| push(&mut c["mounts"][5]["options"], json!("rshared")),
         "mount-propagation",
         "mounts[5]",
@@ -416,6 +510,34 @@ const MENDED: &[Mended] = &[
     ),
 ];
 
+/// What docker, podman, containerd and the kubelet mount by themselves, and what users do.
+const USUAL: [&str; 24] = [
+    "/var/lib/docker/containers/ID/hosts",
+    "/var/lib/docker/containers/ID/hostname",
+    "/var/lib/docker/containers/ID/resolv.conf",
+    "/var/lib/docker/volumes/x/_data",
+    "/usr/bin/docker-init",
+    "/var/lib/containers/storage/overlay-containers/ID/userdata/shm",
+    "/var/lib/containers/storage/overlay-containers/ID/userdata/hosts",
+    "/run/containers/storage/overlay-containers/ID/userdata/resolv.conf",
+    "/run/containers/storage/overlay-containers/ID/userdata/.containerenv",
+    "/run/user/1000/containers/overlay-containers/ID/userdata/hosts",
+    "/home/alice/.local/share/containers/storage/overlay-containers/ID/userdata/shm",
+    "/var/lib/containers/storage/volumes/x/_data",
+    "/var/lib/containers/storage/overlay/ID/merged",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/hostname",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/resolv.conf",
+    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm",
+    "/var/lib/kubelet/pods/UID/etc-hosts",
+    "/var/lib/kubelet/pods/UID/volumes/kubernetes.io~empty-dir/cache",
+    "/var/lib/kubelet/pods/UID/volume-subpaths/v/app/0",
+    "/var/lib/kubelet/pods/UID/containers/c/6c1d",
+    "/etc/localtime",
+    "/etc/ssl/certs",
+    "/srv/data",
+    "/home/alice/project",
+];
+
 /// Found in running containers only, by the tests of those.
 const OF_THE_KERNEL: [&str; 1] = ["open-descriptors"];
 
@@ -482,6 +604,38 @@ fn what_is_mended_is_found_no_more() {
         change(&mut config);
         assert_eq!(count(&config), 0, "{rule}");
     }
+}
+
+#[test]
+fn what_runtimes_and_users_usually_mount_is_no_finding() {
+    for source in USUAL {
+        let found = found("baseline", |config| {
+            config["mounts"][5]["source"] = json!(source);
+        });
+        assert_eq!(found, [], "{source}");
+    }
+    // As the rootless configurations of runc have it.
+    let found = found("baseline", |config| {
+        config["mounts"][2] = json!({"destination": "/sys", "type": "bind", "source": "/sys",
+                                     "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]});
+    });
+    assert_eq!(found, []);
+}
+
+#[test]
+fn a_user_namespace_of_the_host_is_the_hosts_with_maps_too() {
+    let found = found("baseline", |config| {
+        let user = json!({"type": "user", "path": "/proc/1/ns/user"});
+        push(&mut config["linux"]["namespaces"], user);
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 100}]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    });
+    let rules: Vec<_> = found
+        .iter()
+        .map(|(rule, at, _)| (*rule, at.as_str()))
+        .collect();
+    assert_eq!(rules, [("user-namespace", "linux.namespaces[5].path")]);
 }
 
 #[test]

@@ -5,9 +5,14 @@ use std::path::Path;
 use super::{
     FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if,
 };
+use crate::bundle::CONFIG_FILE;
+use crate::verify::paths::{Match, Pattern};
 use crate::verify::posture::{Fact, Mount, Posture};
 
 const MOUNT_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/mount_namespaces.7.html";
+
+/// Where the host has its cgroup file system.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The type of file system of what a machine is given.
 const VIRTIO_FS: &str = "virtiofs";
@@ -117,9 +122,18 @@ pub(super) const WRITABLE_CGROUPS: Rule = Rule {
         let is_cgroup = |mount: &Mount| {
             let source = mount.source.as_deref();
             matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
-                || source.is_some_and(|source| source.starts_with("/sys/fs/cgroup"))
+                || source.is_some_and(|source| source.starts_with(CGROUPS))
         };
-        writable(posture, is_cgroup, "the cgroup file system")
+        let what = "the cgroup file system";
+        let mut weaknesses = writable(posture, is_cgroup, what);
+        weaknesses.extend(posture.cgroups_below.iter().map(|Fact { at, value }| {
+            let place = value.display();
+            Weakness::new(
+                at,
+                format!("{what} can be written at {place}: \"ro\" is not recursive, \"rro\" is"),
+            )
+        }));
+        weaknesses
     },
     ..RULE
 };
@@ -145,57 +159,79 @@ pub(super) const HOST_PATHS: Rule = Rule {
         forbid: true,
         require: false,
     },
+    check: |setting| {
+        patterns(&setting.forbid)
+            .and(patterns(&setting.allow))
+            .map(drop)
+    },
     judge: |posture, setting| {
+        let (forbid, allow) = (patterns(&setting.forbid), patterns(&setting.allow));
+        // They were checked when the policy was loaded.
+        let (forbid, allow) = (forbid.unwrap_or_default(), allow.unwrap_or_default());
         let mut weaknesses = Vec::new();
         // A bundle may lie anywhere, but not its root where the host's own things are.
-        let root = posture.root.value.as_deref().map(|root| {
-            let mut forbidden = setting.forbid.iter();
-            (root, forbidden.any(|one| Path::new(one).starts_with(root)))
-        });
-        if let Some((root, true)) = root {
+        if let Some(root) = posture.root.value.as_deref()
+            && forbid
+                .iter()
+                .any(|one| one.meets(root) == Some(Match::Below) || one.is(root))
+        {
             let what = format!("the root file system is {} of the host", root.display());
             weaknesses.push(Weakness::new(&posture.root.at, what));
         }
         for Fact { at, value: mount } in &posture.mounts {
-            let Some(source) = &mount.source else {
-                continue;
-            };
-            // What is a mount of sysfs or of the cgroups, other rules look at.
-            let is_elsewhere = setting.allow.iter().any(|one| Path::new(one) == source)
-                || source.starts_with("/sys/fs/cgroup")
-                || source == Path::new("/sys");
-            let met = setting.forbid.iter().find(|one| meets(one, source));
-            let Some(met) = met.filter(|_| !is_elsewhere) else {
-                continue;
-            };
-            let how = if mount.is_read_only {
-                "read"
-            } else {
-                "written"
-            };
-            // Of a directory that is given for what lies in it, that is told.
-            let part = Path::new(met);
-            let part = if part != source && part.starts_with(source) {
-                format!(", with {}", part.display())
-            } else {
-                String::new()
-            };
-            let source = source.display();
-            weaknesses.push(Weakness::new(
-                at,
-                format!("{source} of the host{part} can be {how}"),
-            ));
+            for source in mount.sources() {
+                let is_allowed = allow
+                    .iter()
+                    .any(|one| one.meets(source) == Some(Match::Named))
+                    || is_in_its_place(mount, source);
+                let reach = (!is_allowed)
+                    .then(|| reach(posture, &forbid, source))
+                    .flatten();
+                let Some(part) = reach else {
+                    continue;
+                };
+                let how = if mount.is_read_only {
+                    "read"
+                } else {
+                    "written"
+                };
+                let source = source.display();
+                weaknesses.push(Weakness::new(
+                    at,
+                    format!("{source} of the host{part} can be {how}"),
+                ));
+            }
         }
         weaknesses
     },
     ..RULE
 };
 
-/// Whether a forbidden path is reached through `source`: it is the same, lies below it, or ends in a slash and has
-/// `source` below it.
-fn meets(forbidden: &str, source: &Path) -> bool {
-    let path = Path::new(forbidden);
-    path.starts_with(source) || (forbidden.ends_with('/') && source.starts_with(path))
+fn patterns(texts: &[String]) -> Result<Vec<Pattern>, String> {
+    texts.iter().map(|text| Pattern::parse(text)).collect()
+}
+
+/// Whether a source is sysfs or a cgroup at the path that it has on the host: there what is below is masked, and other
+/// rules look at it.
+fn is_in_its_place(mount: &Mount, source: &Path) -> bool {
+    mount.destination == source && (source == Path::new("/sys") || source.starts_with(CGROUPS))
+}
+
+/// Whether something forbidden is reached through `source`; of a directory that is given for what lies in it, that is
+/// told.
+fn reach(posture: &Posture, forbid: &[Pattern], source: &Path) -> Option<String> {
+    let met = forbid
+        .iter()
+        .find_map(|one| Some((one, one.meets(source)?)));
+    match met {
+        Some((_, Match::Named)) => return Some(String::new()),
+        Some((one, Match::Below)) => return Some(format!(", with {one}")),
+        None => {}
+    }
+    // Whoever writes there chooses what the runtime does, and which programs it executes on the host.
+    let bundle = posture.bundle.as_deref()?;
+    let is_bundle = bundle.starts_with(source) || source == bundle.join(CONFIG_FILE);
+    is_bundle.then(|| ", with the container's own bundle,".to_owned())
 }
 
 pub(super) const RUNTIME_SOCKETS: Rule = Rule {
@@ -205,16 +241,41 @@ pub(super) const RUNTIME_SOCKETS: Rule = Rule {
     reference: POD_SECURITY,
     lists: FORBID,
     judge: |posture, setting| {
-        let sockets = posture
-            .mounts
-            .iter()
-            .filter_map(|Fact { at, value: mount }| {
-                let source = mount.source.as_deref()?;
-                let name = source.file_name()?.to_str()?;
-                let is_forbidden = setting.forbid.iter().any(|one| one == name);
-                is_forbidden.then(|| Weakness::new(at, format!("{} of the host", source.display())))
-            });
-        sockets.collect()
+        let mut weaknesses = Vec::new();
+        for Fact { at, value: mount } in &posture.mounts {
+            for source in mount.sources() {
+                let name = source.file_name().unwrap_or_default();
+                if setting.forbid.iter().any(|one| name == one.as_str()) {
+                    weaknesses.push(Weakness::new(
+                        at,
+                        format!("{} of the host", source.display()),
+                    ));
+                }
+            }
+        }
+        weaknesses
+    },
+    ..RULE
+};
+
+pub(super) const MOUNT_TYPES: Rule = Rule {
+    id: "mount-types",
+    why: "such a file system is the kernel's own: whoever reads or writes it reaches the whole host, or its devices",
+    fix: "remove the mount",
+    reference: RUNTIME_SPEC,
+    lists: FORBID,
+    judge: |posture, setting| {
+        let mounts = posture.mounts.iter();
+        // A bind mount of a single file of one, as of /dev/null, is judged by its path.
+        let forbidden = mounts.filter(|Fact { value, .. }| {
+            value.is_whole && setting.forbid.iter().any(|kind| *kind == value.kind)
+        });
+        forbidden
+            .map(|Fact { at, value }| {
+                let destination = value.destination.display();
+                Weakness::new(at, format!("{} is mounted at {destination}", value.kind))
+            })
+            .collect()
     },
     ..RULE
 };

@@ -109,7 +109,7 @@ pub const UNKNOWN_PROPERTY: &str = "unknown-property";
 pub const UNSUPPORTED: &str = "unsupported";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 31] = [
+pub static ALL: [Rule; 32] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -149,6 +149,7 @@ pub static ALL: [Rule; 31] = [
     filesystem::WRITABLE_CGROUPS,
     filesystem::HOST_PATHS,
     filesystem::RUNTIME_SOCKETS,
+    filesystem::MOUNT_TYPES,
     filesystem::MOUNT_PROPAGATION,
     filesystem::MOUNT_FLAGS,
     filesystem::WRITABLE_ROOT,

@@ -19,12 +19,22 @@ pub(super) const DEVICES: Rule = Rule {
     },
     judge: |posture, setting| {
         let allowed: Vec<Devices> = setting.allow.iter().flat_map(|one| one.parse()).collect();
-        posture
-            .devices
-            .iter()
-            .filter(|fact| !allowed.iter().any(|one| one.cover(&fact.value)))
-            .map(|Fact { at, value }| Weakness::new(at, format!("the devices {value} are allowed")))
-            .collect()
+        let is_allowed = |devices: &Devices| allowed.iter().any(|one| one.cover(devices));
+        let rules = posture.devices.iter();
+        let rules = rules
+            .filter(|fact| !is_allowed(&fact.value))
+            .map(|Fact { at, value }| {
+                Weakness::new(at, format!("the devices {value} are allowed"))
+            });
+        let nodes = posture.nodes.iter();
+        let nodes =
+            nodes
+                .filter(|fact| !is_allowed(&fact.value.device))
+                .map(|Fact { at, value }| {
+                    let path = value.path.display();
+                    Weakness::new(at, format!("{path} is the device {}", value.device))
+                });
+        rules.chain(nodes).collect()
     },
 };
 
