@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxNamespaceType,
-    LinuxResources, Mount as SpecMount, Spec,
+    Capabilities, Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxIdMapping,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount as SpecMount, Process, Spec,
 };
 
 use super::filter::Filter;
 use super::paths::resolve;
-use super::posture::{Devices, Fact, IdRange, Mount, Node, Posture, Sharing};
+use super::posture::{Devices, Fact, IdRange, Mount, Node, Posture, Profile, Sharing};
 
 /// The kinds of namespaces other than `user`.
 pub(super) const NAMESPACES: [(&str, LinuxNamespaceType, &str); 7] = [
@@ -37,10 +37,12 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
     Posture {
         namespaces: namespaces(linux),
         user_ids: user_ids(linux),
+        group_ids: ranges("linux.gidMappings", linux.gid_mappings().as_ref()),
         uid: Fact::new(
             "process.user.uid",
             process.map_or(0, |process| process.user().uid()),
         ),
+        gids: process.map(gids).unwrap_or_default(),
         capabilities: process
             .and_then(|process| process.capabilities().as_ref())
             .map(capabilities)
@@ -50,6 +52,7 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
             process.and_then(|process| process.no_new_privileges()) == Some(true),
         ),
         seccomp: Fact::new("linux.seccomp", Some(seccomp)),
+        profile: linux.seccomp().as_ref().map(profile),
         apparmor: Fact::new(
             "process.apparmorProfile",
             text(process.and_then(|process| process.apparmor_profile().as_ref())),
@@ -186,7 +189,7 @@ fn is_of_the_host(path: &Path, file: &str) -> bool {
         && hosts.any(|process| found == id(Path::new(&format!("/proc/{process}/ns/{file}"))))
 }
 
-fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
+fn user_ids(linux: &Linux) -> Fact<Option<Vec<Fact<IdRange>>>> {
     let user = linux
         .namespaces()
         .iter()
@@ -204,21 +207,61 @@ fn user_ids(linux: &Linux) -> Fact<Option<Vec<IdRange>>> {
     if path.is_some_and(|path| is_of_the_host(path, "user")) {
         return Fact::new(at, None);
     }
-    let ranges: Vec<IdRange> = linux
-        .uid_mappings()
-        .iter()
-        .flatten()
-        .map(|range| IdRange {
-            inside: range.container_id(),
-            outside: range.host_id(),
-            size: range.size(),
-        })
-        .collect();
+    let ranges = ranges("linux.uidMappings", linux.uid_mappings().as_ref());
     if !ranges.is_empty() {
         return Fact::new("linux.uidMappings", Some(ranges));
     }
     // Whose ids these are is known when it is joined.
     Fact::new(at, Some(Vec::new()))
+}
+
+/// The maps of users or of groups, each at the id that it has on the host.
+fn ranges(at: &str, maps: Option<&Vec<LinuxIdMapping>>) -> Vec<Fact<IdRange>> {
+    let maps = maps.into_iter().flatten().enumerate();
+    let range = |(index, map): (usize, &LinuxIdMapping)| {
+        let range = IdRange {
+            inside: map.container_id(),
+            outside: map.host_id(),
+            size: map.size(),
+        };
+        Fact::new(format!("{at}[{index}].hostID"), range)
+    };
+    maps.map(range).collect()
+}
+
+fn gids(process: &Process) -> Vec<Fact<u32>> {
+    let user = process.user();
+    let others = user.additional_gids().iter().flatten().enumerate();
+    let others =
+        others.map(|(index, gid)| Fact::new(format!("process.user.additionalGids[{index}]"), *gid));
+    [Fact::new("process.user.gid", user.gid())]
+        .into_iter()
+        .chain(others)
+        .collect()
+}
+
+/// What the rules of a profile may let through; whoever decides in their place counts as letting it through.
+fn profile(given: &LinuxSeccomp) -> Profile {
+    use oci_spec::runtime::LinuxSeccompAction as Action;
+    let rules = given.syscalls().iter().flatten().enumerate();
+    let rules = rules.filter(|(_, rule)| {
+        matches!(
+            rule.action(),
+            Action::ScmpActAllow
+                | Action::ScmpActLog
+                | Action::ScmpActNotify
+                | Action::ScmpActTrace
+        )
+    });
+    Profile {
+        default: "linux.seccomp.defaultAction".to_owned(),
+        rules: rules
+            .map(|(index, rule)| {
+                let names = rule.names().iter().cloned().collect();
+                Fact::new(format!("linux.seccomp.syscalls[{index}]"), names)
+            })
+            .collect(),
+    }
 }
 
 fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeSet<String>>> {

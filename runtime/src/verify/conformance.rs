@@ -6,7 +6,7 @@ use oci_spec::runtime::Spec;
 use serde::Serialize;
 
 use super::filter::{self, Call, Filter};
-use super::posture::{Devices, Fact, Mount, Posture, Sharing};
+use super::posture::{Devices, Fact, IdRange, Mount, Posture, Sharing};
 use super::printable;
 use crate::isolation::Model;
 
@@ -204,7 +204,7 @@ fn user_ids(asked: &Posture, found: &Posture) -> Property {
         None => "the host's".to_owned(),
         Some(ranges) => {
             let ranges = ranges.iter();
-            let ranges = ranges.map(|one: &super::posture::IdRange| {
+            let ranges = ranges.map(|Fact { value: one, .. }: &Fact<IdRange>| {
                 format!(
                     "{}+{} are {} on the host",
                     one.inside, one.size, one.outside
@@ -220,8 +220,9 @@ fn user_ids(asked: &Posture, found: &Posture) -> Property {
         // Of a namespace that is joined only that it is another was known.
         (Some(asked), Some(found)) => {
             asked.is_empty() || {
-                let sorted = |ranges: &Vec<super::posture::IdRange>| {
-                    let mut ranges = ranges.clone();
+                let sorted = |ranges: &Vec<Fact<IdRange>>| {
+                    let ranges = ranges.iter().map(|range| range.value);
+                    let mut ranges: Vec<IdRange> = ranges.collect();
                     ranges.sort_by_key(|range| range.inside);
                     ranges
                 };
@@ -533,7 +534,7 @@ mod tests {
             });
         }
         shows("user-ids", &|found| {
-            found.user_ids.value.as_mut().unwrap()[0].outside = 0
+            found.user_ids.value.as_mut().unwrap()[0].value.outside = 0
         });
         shows("user", &|found| found.uid.value = 0);
         shows("no-new-privileges", &|found| {

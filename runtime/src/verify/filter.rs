@@ -3,6 +3,8 @@
 //! The programs come from a bundle's profile, or from the kernel, which has checked them. Either way a program cannot do
 //! more here than answer: jumps go forward only, and what is malformed kills the process, as the kernel has it.
 
+use std::collections::HashSet;
+
 /// A system call as the kernel shows it to a filter (`struct seccomp_data`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
@@ -49,9 +51,10 @@ impl Answer {
         }
     }
 
-    /// Whether the call takes place, or may: what another process decides counts as allowed.
+    /// Whether the call takes place, or may: what another process decides counts as allowed, since a tracer may be the
+    /// container's own.
     pub fn lets_through(self) -> bool {
-        matches!(self, Self::Notify | Self::Log | Self::Allow)
+        matches!(self, Self::Notify | Self::Trace | Self::Log | Self::Allow)
     }
 }
 
@@ -67,68 +70,167 @@ impl Filter {
 
     /// What it says to a call.
     pub fn answer(&self, call: &Call) -> Answer {
-        self.run(call).map_or(Answer::KillProcess, Answer::of)
-    }
-
-    /// `None`: the program is malformed. (`linux/bpf_common.h`, and what kernel/seccomp.c takes of it.)
-    fn run(&self, call: &Call) -> Option<u32> {
-        let (mut a, mut x) = (0_u32, 0_u32);
-        let mut memory = [0_u32; 16];
-        let mut at = 0_usize;
+        let mut state = State::default();
         loop {
-            let libc::sock_filter { code, jt, jf, k } = *self.0.get(at)?;
-            at += 1;
-            let operand = if code & 0x08 == 0 { k } else { x };
-            match code & 0x07 {
-                // Load into the accumulator, or into the index register.
-                class @ (0x00 | 0x01) => {
-                    let value = match code & 0xE0 {
-                        0x00 => k,
-                        0x20 if class == 0x00 => call.word(k)?,
-                        0x60 => *memory.get(k as usize)?,
-                        0x80 => SECCOMP_DATA_SIZE,
-                        _ => return None,
-                    };
-                    *(if class == 0x00 { &mut a } else { &mut x }) = value;
-                }
-                0x02 => *memory.get_mut(k as usize)? = a,
-                0x03 => *memory.get_mut(k as usize)? = x,
-                0x04 => {
-                    a = match code & 0xF0 {
-                        0x00 => a.wrapping_add(operand),
-                        0x10 => a.wrapping_sub(operand),
-                        0x20 => a.wrapping_mul(operand),
-                        0x30 => a.checked_div(operand)?,
-                        0x40 => a | operand,
-                        0x50 => a & operand,
-                        0x60 => a.checked_shl(operand)?,
-                        0x70 => a.checked_shr(operand)?,
-                        0x80 => a.wrapping_neg(),
-                        0xA0 => a ^ operand,
-                        _ => return None,
-                    }
-                }
-                0x05 => {
-                    let holds = match code & 0xF0 {
-                        0x00 => {
-                            at = at.checked_add(k as usize)?;
-                            continue;
-                        }
-                        0x10 => a == operand,
-                        0x20 => a > operand,
-                        0x30 => a >= operand,
-                        0x40 => a & operand != 0,
-                        _ => return None,
-                    };
-                    at += usize::from(if holds { jt } else { jf });
-                }
-                0x06 => return Some(if code & 0x18 == 0x10 { a } else { k }),
-                _ if code & 0xF8 == 0x00 => x = a,
-                _ => a = x,
+            match self.step(&mut state, |offset| call.word(offset).map(Some)) {
+                Some(Step::Next) => {}
+                Some(Step::Return(Some(value))) => return Answer::of(value),
+                // All words are known. Or the program is malformed.
+                Some(Step::Return(None) | Step::Branch(_)) | None => return Answer::KillProcess,
             }
         }
     }
+
+    /// Whether there are arguments with which a call gets through; also if that would take too long to find out.
+    fn may_let_through(&self, architecture: u32, number: u32) -> bool {
+        let call = Call::new(architecture, number);
+        let word = |offset| {
+            let word = call.word(offset)?;
+            Some((offset < ARGUMENTS_OFFSET).then_some(word))
+        };
+        let mut open = vec![State::default()];
+        // Ways that part at an unknown word mostly come together again.
+        let mut seen = HashSet::new();
+        let mut steps = 0;
+        while let Some(mut state) = open.pop() {
+            loop {
+                steps += 1;
+                if steps > STEP_LIMIT {
+                    return true;
+                }
+                match self.step(&mut state, word) {
+                    Some(Step::Next) => {}
+                    Some(Step::Return(value)) => {
+                        if value.is_none_or(|value| Answer::of(value).lets_through()) {
+                            return true;
+                        }
+                        break;
+                    }
+                    Some(Step::Branch(other)) => {
+                        if seen.insert(other.clone()) {
+                            open.push(other);
+                        }
+                        if !seen.insert(state.clone()) {
+                            break;
+                        }
+                    }
+                    None => break,
+                }
+            }
+        }
+        false
+    }
+
+    /// Executes an instruction, with `word` for what it loads. `None`: the program is malformed. (`linux/bpf_common.h`,
+    /// and what kernel/seccomp.c takes of it.)
+    fn step(&self, state: &mut State, word: impl Fn(u32) -> Option<Option<u32>>) -> Option<Step> {
+        let libc::sock_filter { code, jt, jf, k } = *self.0.get(state.at)?;
+        state.at += 1;
+        let operand = if code & 0x08 == 0 { Some(k) } else { state.x };
+        match code & 0x07 {
+            // Load into the accumulator, or into the index register.
+            class @ (0x00 | 0x01) => {
+                let value = match code & 0xE0 {
+                    0x00 => Some(k),
+                    0x20 if class == 0x00 => word(k)?,
+                    0x60 => *state.memory.get(k as usize)?,
+                    0x80 => Some(SECCOMP_DATA_SIZE),
+                    _ => return None,
+                };
+                *(if class == 0x00 {
+                    &mut state.a
+                } else {
+                    &mut state.x
+                }) = value;
+            }
+            0x02 => *state.memory.get_mut(k as usize)? = state.a,
+            0x03 => *state.memory.get_mut(k as usize)? = state.x,
+            0x04 => {
+                state.a = match state.a.zip(operand) {
+                    Some((a, operand)) => Some(compute(code & 0xF0, a, operand)?),
+                    None => None,
+                }
+            }
+            0x05 if code & 0xF0 == 0x00 => state.at = state.at.checked_add(k as usize)?,
+            0x05 => {
+                let known = state.a.zip(operand);
+                let holds = match code & 0xF0 {
+                    0x10 => known.map(|(a, operand)| a == operand),
+                    0x20 => known.map(|(a, operand)| a > operand),
+                    0x30 => known.map(|(a, operand)| a >= operand),
+                    0x40 => known.map(|(a, operand)| a & operand != 0),
+                    _ => return None,
+                };
+                let next = state.at;
+                state.at = next + usize::from(if holds == Some(true) { jt } else { jf });
+                if holds.is_none() && jt != jf {
+                    let mut other = state.clone();
+                    other.at = next + usize::from(jt);
+                    return Some(Step::Branch(other));
+                }
+            }
+            0x06 => {
+                let is_accumulator = code & 0x18 == 0x10;
+                return Some(Step::Return(if is_accumulator { state.a } else { Some(k) }));
+            }
+            _ if code & 0xF8 == 0x00 => state.x = state.a,
+            _ => state.a = state.x,
+        }
+        Some(Step::Next)
+    }
 }
+
+/// Where a program is, and what is in its registers and its memory, as far as that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    at: usize,
+    a: Option<u32>,
+    x: Option<u32>,
+    memory: [Option<u32>; 16],
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            at: 0,
+            a: Some(0),
+            x: Some(0),
+            memory: [Some(0); 16],
+        }
+    }
+}
+
+/// What an instruction does.
+enum Step {
+    /// It goes on.
+    Next,
+    /// It also may go on with another state.
+    Branch(State),
+    /// It ends, with a value if that is known.
+    Return(Option<u32>),
+}
+
+fn compute(operation: u16, a: u32, operand: u32) -> Option<u32> {
+    Some(match operation {
+        0x00 => a.wrapping_add(operand),
+        0x10 => a.wrapping_sub(operand),
+        0x20 => a.wrapping_mul(operand),
+        0x30 => a.checked_div(operand)?,
+        0x40 => a | operand,
+        0x50 => a & operand,
+        0x60 => a.checked_shl(operand)?,
+        0x70 => a.checked_shr(operand)?,
+        0x80 => a.wrapping_neg(),
+        0xA0 => a ^ operand,
+        _ => return None,
+    })
+}
+
+/// How many instructions are looked at for a call, in all ways through a program: programs have 4096 at most.
+const STEP_LIMIT: usize = 1 << 17;
+
+/// Where the instruction pointer and the arguments begin in `struct seccomp_data`.
+const ARGUMENTS_OFFSET: u32 = 8;
 
 /// `sizeof(struct seccomp_data)`.
 const SECCOMP_DATA_SIZE: u32 = 64;
@@ -179,6 +281,15 @@ pub fn lets_through(filters: &[Filter], name: &str, arguments: &[u64]) -> bool {
         })
 }
 
+/// Whether the system call `name` gets through in any of the machine's numberings with any arguments.
+pub fn may_let_through(filters: &[Filter], name: &str) -> bool {
+    let mut numbers = engine::syscall_numbers(name).into_iter();
+    numbers.any(|(architecture, number)| {
+        let mut filters = filters.iter();
+        filters.all(|filter| filter.may_let_through(architecture, number))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use engine::{AUDIT_ARCH_I386 as I386, AUDIT_ARCH_X86_64 as X86_64};
@@ -214,6 +325,29 @@ mod tests {
         assert_eq!(program.answer(&call), Answer::Allow);
         call.architecture = I386;
         assert_eq!(program.answer(&call), Answer::Errno(1));
+    }
+
+    #[test]
+    fn arguments_that_are_let_through_are_found_whatever_they_are() {
+        let by_argument = |value: u32| {
+            filter(&[
+                (0x20, 0, 0, 0),
+                (0x15, 0, 3, 5),
+                (0x20, 0, 0, 16),
+                (0x15, 0, 1, 0x1234),
+                (0x06, 0, 0, value),
+                (0x06, 0, 0, libc::SECCOMP_RET_ERRNO | 1),
+            ])
+        };
+        for value in [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_TRACE] {
+            assert!(by_argument(value).may_let_through(X86_64, 5));
+            assert!(!by_argument(value).may_let_through(X86_64, 6));
+        }
+        assert!(!by_argument(libc::SECCOMP_RET_KILL_THREAD).may_let_through(X86_64, 5));
+        // Each of these may go two ways, which meet again.
+        let mut long = [[(0x20, 0, 0, 16), (0x15, 0, 1, 7), (0x00, 0, 0, 1)]; 1000].concat();
+        long.push((0x06, 0, 0, libc::SECCOMP_RET_ERRNO | 1));
+        assert!(!filter(&long).may_let_through(X86_64, 5));
     }
 
     #[test]

@@ -30,10 +30,13 @@ pub fn posture(seen: &Observation) -> Posture {
     Posture {
         namespaces: namespaces(seen),
         user_ids: Fact::new(file("uid_map"), user_ids(seen)),
+        group_ids: Vec::new(),
         uid: uid(seen),
+        gids: gids(seen),
         capabilities: capabilities(seen),
         no_new_privileges: of_all(seen, "NoNewPrivs", |value| value == "1"),
         seccomp: seccomp(seen),
+        profile: None,
         // Whether somebody asked for no profile, the kernel cannot know.
         apparmor: Fact::new(file("attr/current"), None),
         selinux: Fact::new(
@@ -111,7 +114,7 @@ fn namespaces(seen: &Observation) -> BTreeMap<&'static str, Fact<Sharing>> {
 }
 
 /// user_namespaces(7): `inside outside size` a line, the outside as the reader's namespace has it.
-fn user_ids(seen: &Observation) -> Option<Vec<IdRange>> {
+fn user_ids(seen: &Observation) -> Option<Vec<Fact<IdRange>>> {
     let user = seen.namespaces.get("user")?;
     if user.host.contains(&user.own) {
         return None;
@@ -119,11 +122,12 @@ fn user_ids(seen: &Observation) -> Option<Vec<IdRange>> {
     let range = |line: &str| {
         let mut numbers = line.split_whitespace().map(str::parse);
         let mut next = || numbers.next()?.ok();
-        Some(IdRange {
+        let range = IdRange {
             inside: next()?,
             outside: next()?,
             size: next()?,
-        })
+        };
+        Some(Fact::new(format!("/proc/{}/uid_map", seen.pid), range))
     };
     Some(seen.uid_map.lines().filter_map(range).collect())
 }
@@ -133,7 +137,7 @@ fn uid(seen: &Observation) -> Fact<u32> {
     let ranges = user_ids(seen);
     let inside = |outside: u32| match &ranges {
         None => Some(outside),
-        Some(ranges) => ranges.iter().find_map(|range| {
+        Some(ranges) => ranges.iter().find_map(|Fact { value: range, .. }| {
             let distance = outside.checked_sub(range.outside)?;
             (distance < range.size).then(|| range.inside.saturating_add(distance))
         }),
@@ -152,6 +156,22 @@ fn uid(seen: &Observation) -> Fact<u32> {
         // Nobody of the namespace.
         None => Fact::new(format!("/proc/{}/status: Uid", seen.pid), u32::MAX),
     }
+}
+
+/// The root group, where a thread is in it. Which group that is in a user namespace, its map of groups would tell.
+fn gids(seen: &Observation) -> Vec<Fact<u32>> {
+    if user_ids(seen).is_some() {
+        return Vec::new();
+    }
+    let found = ["Gid", "Groups"].into_iter().filter_map(|name| {
+        let has_root = |thread: &&Thread| {
+            let groups = status(thread, name).unwrap_or_default();
+            groups.split_whitespace().any(|group| group == "0")
+        };
+        let thread = seen.threads.iter().find(has_root)?;
+        Some(Fact::new(place(thread, name), 0))
+    });
+    found.collect()
 }
 
 /// The sets of all threads together; the place is that of a thread that has most.
@@ -450,7 +470,7 @@ mod tests {
         assert_eq!(posture.namespaces["network"].value, Sharing::Host);
         let ids = posture.user_ids.value.as_deref().unwrap();
         assert_eq!(
-            (ids[0].inside, ids[0].outside, ids[0].size),
+            (ids[0].value.inside, ids[0].value.outside, ids[0].value.size),
             (0, 100_000, 65_536)
         );
         assert_eq!(posture.uid, Fact::new("/proc/7/task/7/status: Uid", 0));

@@ -36,12 +36,12 @@ pub enum Sharing {
     Host,
 }
 
-/// A range of user ids (user_namespaces(7)).
+/// A range of user or group ids (user_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
     /// The first id in the container.
     pub inside: u32,
-    /// The same user's id on the host.
+    /// The same one's id on the host.
     pub outside: u32,
     /// How many there are.
     pub size: u32,
@@ -75,6 +75,15 @@ impl Mount {
     pub fn sources(&self) -> impl Iterator<Item = &Path> {
         self.source.iter().chain(&self.layers).map(PathBuf::as_path)
     }
+}
+
+/// Where the parts of a seccomp profile are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// The place of what is said to calls that no rule names.
+    pub default: String,
+    /// The calls that each of its rules may let through.
+    pub rules: Vec<Fact<BTreeSet<String>>>,
 }
 
 /// A device node that is made for a container.
@@ -156,15 +165,21 @@ pub struct Posture {
     /// Namespaces by the specification's names for them, all but `user`.
     pub namespaces: BTreeMap<&'static str, Fact<Sharing>>,
     /// The user ids of its user namespace, as far as they are known; `None`: it has the host's.
-    pub user_ids: Fact<Option<Vec<IdRange>>>,
+    pub user_ids: Fact<Option<Vec<Fact<IdRange>>>>,
+    /// The group ids of its user namespace, as far as they are known.
+    pub group_ids: Vec<Fact<IdRange>>,
     /// The user that it runs as, an id in the container.
     pub uid: Fact<u32>,
+    /// The groups that it is in, by ids in the container, as far as they are known.
+    pub gids: Vec<Fact<u32>>,
     /// Capabilities by the specification's names for the sets, as `CAP_CHOWN`.
     pub capabilities: BTreeMap<&'static str, Fact<BTreeSet<String>>>,
     /// Whether execve(2) can give no rights.
     pub no_new_privileges: Fact<bool>,
     /// The seccomp filters; each must allow a call. `None`: there are some, of which nothing is known.
     pub seccomp: Fact<Option<Vec<Filter>>>,
+    /// The profile that the filter was made of, where there is one to read.
+    pub profile: Option<Profile>,
     /// The AppArmor profile.
     pub apparmor: Fact<Option<String>>,
     /// The SELinux label, `user:role:type:level`.

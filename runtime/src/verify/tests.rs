@@ -201,13 +201,30 @@ const PLANTED: &[Planted] = &[
     (
         |c| {
             push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
-            let map = json!([{"containerID": 0, "hostID": 0, "size": 100}]);
-            c["linux"]["uidMappings"] = map.clone();
-            c["linux"]["gidMappings"] = map;
+            c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 0, "size": 100}]);
+            c["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 100, "size": 100}]);
         },
         "host-root",
-        "linux.uidMappings",
+        "linux.uidMappings[0].hostID",
         "user 0 of the container",
+    ),
+    (
+        |c| {
+            push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
+            let plain = json!({"containerID": 0, "hostID": 100, "size": 100});
+            c["linux"]["uidMappings"] = json!([plain]);
+            let root = json!({"containerID": 100, "hostID": 0, "size": 1});
+            c["linux"]["gidMappings"] = json!([plain, root]);
+        },
+        "host-root",
+        "linux.gidMappings[1].hostID",
+        "group 100 of the container",
+    ),
+    (
+        |c| c["process"]["user"]["additionalGids"] = json!([7, 0]),
+        "root-group",
+        "process.user.additionalGids[1]",
+        "root group",
     ),
     (
         |c| {
@@ -235,8 +252,14 @@ const PLANTED: &[Planted] = &[
     (
         |c| c["linux"]["seccomp"]["defaultAction"] = json!("SCMP_ACT_ALLOW"),
         "seccomp",
-        "linux.seccomp",
+        "linux.seccomp.defaultAction",
         "does not know",
+    ),
+    (
+        |c| c["linux"]["seccomp"]["defaultAction"] = json!("SCMP_ACT_TRACE"),
+        "seccomp-calls",
+        "linux.seccomp.defaultAction",
+        "bpf",
     ),
     (
         |c| {
@@ -246,18 +269,18 @@ const PLANTED: &[Planted] = &[
             )
         },
         "seccomp-calls",
-        "linux.seccomp",
+        "linux.seccomp.syscalls[0]",
         "init_module",
     ),
     (
         |c| {
             // Of some arguments alone.
             let only = json!({"names": ["bpf"], "action": "SCMP_ACT_ALLOW",
-                              "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]});
+                              "args": [{"index": 1, "value": 77, "op": "SCMP_CMP_EQ"}]});
             push(&mut c["linux"]["seccomp"]["syscalls"], only);
         },
         "seccomp-calls",
-        "linux.seccomp",
+        "linux.seccomp.syscalls[1]",
         "bpf",
     ),
     (
@@ -265,6 +288,24 @@ const PLANTED: &[Planted] = &[
         "apparmor",
         "process.apparmorProfile",
         "unconfined",
+    ),
+    (
+        |c| c["process"]["apparmorProfile"] = json!("localhost/unconfined "),
+        "apparmor",
+        "process.apparmorProfile",
+        "unconfined",
+    ),
+    (
+        |c| c["process"]["selinuxLabel"] = json!("spc_t"),
+        "selinux",
+        "process.selinuxLabel",
+        "not of the form",
+    ),
+    (
+        |c| c["process"]["selinuxLabel"] = json!("staff_u:sysadm_r:container_t:s0:c1,c2"),
+        "selinux",
+        "process.selinuxLabel",
+        "the role is sysadm_r",
     ),
     (
         |c| c["process"]["selinuxLabel"] = json!("system_u:system_r:spc_t:s0"),
@@ -490,6 +531,7 @@ const MENDED: &[Mended] = &[
         "new-privileges",
     ),
     (|c| c["process"]["user"]["uid"] = json!(1000), "root-user"),
+    (|c| c["process"]["user"]["gid"] = json!(1000), "root-group"),
     (
         |c| {
             push(&mut c["linux"]["namespaces"], json!({"type": "user"}));

@@ -1,11 +1,17 @@
 //! What of the kernel a container reaches: system calls, security modules, parameters.
 
+use std::collections::BTreeSet;
+
 use super::{ALLOW, FORBID, POD_SECURITY, RULE, Rule, Weakness, weakness_if};
 use crate::verify::filter::{self, Call};
-use crate::verify::posture::Fact;
+use crate::verify::posture::{Fact, Posture};
 
 const SECCOMP_DOC: &str =
     "https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html";
+
+/// The users and the role that SELinux's own policies give to containers.
+const SELINUX_USERS: [&str; 2] = ["system_u", "unconfined_u"];
+const SELINUX_ROLE: &str = "system_r";
 
 pub(super) const SECCOMP: Rule = Rule {
     id: "seccomp",
@@ -19,14 +25,12 @@ pub(super) const SECCOMP: Rule = Rule {
         };
         // A number that no kernel has: what is not known is to be refused.
         let unknown = Call::new(engine::AUDIT_ARCH_X86_64, 100_000);
-        let what = if filters.is_empty() {
-            "there is no seccomp filter"
-        } else if filter::answer(filters, &unknown).lets_through() {
-            "the filter allows what it does not know"
-        } else {
-            return Vec::new();
-        };
-        vec![Weakness::new(at, what)]
+        if filters.is_empty() {
+            return vec![Weakness::new(at, "there is no seccomp filter")];
+        }
+        let is_open = filter::answer(filters, &unknown).lets_through();
+        let at = default_place(posture);
+        weakness_if(is_open, at, "the filter allows what it does not know")
     },
     ..RULE
 };
@@ -47,26 +51,41 @@ pub(super) const SECCOMP_CALLS: Rule = Rule {
         })
     },
     judge: |posture, setting| {
-        let Fact { at, value } = &posture.seccomp;
-        let filters = value.as_deref().unwrap_or_default();
+        let filters = posture.seccomp.value.as_deref().unwrap_or_default();
         if filters.is_empty() {
             return Vec::new();
         }
-        let open: Vec<&str> = setting
-            .forbid
-            .iter()
-            .filter(|name| filter::lets_through(filters, name, &[0, u64::MAX]))
-            .map(String::as_str)
+        let forbidden = setting.forbid.iter().map(String::as_str);
+        let mut open: Vec<&str> = forbidden
+            .filter(|name| filter::may_let_through(filters, name))
             .collect();
-        if open.is_empty() {
-            return Vec::new();
+        let told = |at: &str, names: &[&str]| {
+            let what = format!("the filter allows {}", names.join(", "));
+            weakness_if(!names.is_empty(), at, what)
+        };
+        let rules = posture.profile.iter().flat_map(|profile| &profile.rules);
+        let mut weaknesses = Vec::new();
+        let mut named = BTreeSet::new();
+        for Fact { at, value } in rules {
+            let names: Vec<&str> = open
+                .iter()
+                .filter(|name| value.contains(**name))
+                .copied()
+                .collect();
+            weaknesses.extend(told(at, &names));
+            named.extend(names);
         }
-        vec![Weakness::new(
-            at,
-            format!("the filter allows {}", open.join(", ")),
-        )]
+        open.retain(|name| !named.contains(name));
+        weaknesses.extend(told(default_place(posture), &open));
+        weaknesses
     },
 };
+
+/// Where it is said what a filter answers to calls that it does not know.
+fn default_place(posture: &Posture) -> &str {
+    let profile = posture.profile.as_ref();
+    profile.map_or(&posture.seccomp.at, |profile| &profile.default)
+}
 
 pub(super) const APPARMOR: Rule = Rule {
     id: "apparmor",
@@ -75,7 +94,9 @@ pub(super) const APPARMOR: Rule = Rule {
     reference: POD_SECURITY,
     judge: |posture, _| {
         let fact = &posture.apparmor;
-        let is_unconfined = fact.value.as_deref() == Some("unconfined");
+        // It may be said of a namespace: `:host:unconfined`, or as Kubernetes does: `localhost/unconfined`.
+        let profile = fact.value.as_deref().unwrap_or_default().trim();
+        let is_unconfined = profile.rsplit(['/', ':']).next() == Some("unconfined");
         weakness_if(is_unconfined, &fact.at, "\"unconfined\"")
     },
     ..RULE
@@ -89,14 +110,24 @@ pub(super) const SELINUX: Rule = Rule {
     lists: ALLOW,
     judge: |posture, setting| {
         let fact = &posture.selinux;
-        let kind = fact
-            .value
-            .as_deref()
-            .and_then(|label| label.split(':').nth(2));
-        kind.filter(|kind| !setting.allow.iter().any(|one| one == kind))
-            .map(|kind| Weakness::new(&fact.at, format!("the type is {kind}")))
-            .into_iter()
-            .collect()
+        let Some(label) = fact.value.as_deref() else {
+            return Vec::new();
+        };
+        let parts: Vec<&str> = label.splitn(4, ':').collect();
+        let &[user, role, kind, ..] = parts.as_slice() else {
+            let what = format!("{label:?} is not of the form user:role:type:level");
+            return vec![Weakness::new(&fact.at, what)];
+        };
+        let is_kind = setting.allow.iter().any(|one| one == kind);
+        [
+            ("user", user, SELINUX_USERS.contains(&user)),
+            ("role", role, role == SELINUX_ROLE),
+            ("type", kind, is_kind),
+        ]
+        .into_iter()
+        .filter(|(_, _, is_usual)| !is_usual)
+        .map(|(part, value, _)| Weakness::new(&fact.at, format!("the {part} is {value}")))
+        .collect()
     },
     ..RULE
 };

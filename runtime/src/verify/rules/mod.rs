@@ -109,7 +109,7 @@ pub const UNKNOWN_PROPERTY: &str = "unknown-property";
 pub const UNSUPPORTED: &str = "unsupported";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 32] = [
+pub static ALL: [Rule; 33] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -135,6 +135,7 @@ pub static ALL: [Rule; 32] = [
     rights::USER_NAMESPACE,
     rights::HOST_ROOT,
     rights::ROOT_USER,
+    rights::ROOT_GROUP,
     rights::CAPABILITIES,
     rights::INHERITED_CAPABILITIES,
     rights::NEW_PRIVILEGES,

@@ -1,7 +1,7 @@
 //! Who the container's processes are: namespaces, users and capabilities.
 
 use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if};
-use crate::verify::posture::Sharing;
+use crate::verify::posture::{Fact, Sharing};
 
 const USER_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/user_namespaces.7.html";
 const MAN_CAPABILITIES: &str = "https://man7.org/linux/man-pages/man7/capabilities.7.html";
@@ -48,17 +48,20 @@ pub(super) const HOST_ROOT: Rule = Rule {
     fix: "map ids of the host that nobody else has",
     reference: USER_NAMESPACES,
     judge: |posture, _| {
-        let ids = &posture.user_ids;
-        let mut ranges = ids.value.iter().flatten();
-        let root = ranges.find(|range| range.outside == 0 && range.size > 0);
-        root.map(|range| {
-            Weakness::new(
-                &ids.at,
-                format!("user {} of the container is root on the host", range.inside),
-            )
-        })
-        .into_iter()
-        .collect()
+        let users = posture.user_ids.value.iter().flatten();
+        let users = users.map(|range| ("user", range));
+        let groups = posture.group_ids.iter().map(|range| ("group", range));
+        users
+            .chain(groups)
+            .filter(|(_, Fact { value, .. })| value.outside == 0 && value.size > 0)
+            .map(|(kind, Fact { at, value })| {
+                let what = format!(
+                    "{kind} {} of the container is root on the host",
+                    value.inside
+                );
+                Weakness::new(at, what)
+            })
+            .collect()
     },
     ..RULE
 };
@@ -75,6 +78,19 @@ pub(super) const ROOT_USER: Rule = Rule {
             &uid.at,
             "the process is root in the container",
         )
+    },
+    ..RULE
+};
+
+pub(super) const ROOT_GROUP: Rule = Rule {
+    id: "root-group",
+    why: "files that root's group may write are the container's too, where it shares them with the host",
+    fix: "set process.user.gid to an ordinary group, and leave 0 out of process.user.additionalGids",
+    reference: POD_SECURITY,
+    judge: |posture, _| {
+        let gids = posture.gids.iter().filter(|gid| gid.value == 0);
+        gids.map(|gid| Weakness::new(&gid.at, "the process is in the root group of the container"))
+            .collect()
     },
     ..RULE
 };
