@@ -37,6 +37,9 @@ pub const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// What the process itself needs to hand its listener over, when the filter is in force already.
 const NEEDED_BY_US: [&str; 2] = ["sendmsg", "recvmsg"];
 
+/// How long a program may be (`BPF_MAXINSNS`).
+const INSTRUCTION_LIMIT: usize = 4096;
+
 /// A compiled filter.
 #[derive(Clone)]
 pub(crate) struct Filter {
@@ -53,6 +56,12 @@ impl Filter {
                 format!("libseccomp refused it: {source}"),
             )
         };
+        // Each takes an instruction at least, and libseccomp longer than the one before.
+        let rules = profile.syscalls().iter().flatten();
+        let names: usize = rules.map(|rule| rule.names().len()).sum();
+        if names > INSTRUCTION_LIMIT {
+            return Err(too_long(&format!("{names} system calls")));
+        }
         let default = action(
             "defaultAction",
             profile.default_action(),
@@ -104,10 +113,11 @@ impl Filter {
             // The kernel takes it only together with a listener, of which a profile without one has no use.
             flags &= !SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         }
-        Ok(Self {
-            program: export(&context)?,
-            flags,
-        })
+        let program = export(&context)?;
+        if program.len() > INSTRUCTION_LIMIT {
+            return Err(too_long(&format!("{} instructions", program.len())));
+        }
+        Ok(Self { program, flags })
     }
 
     /// The flags, and the program as it lies in memory: for a program of this machine and this version.
@@ -162,6 +172,13 @@ impl Filter {
         // SAFETY: the kernel has just made this descriptor for us alone.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(answer as libc::c_int) }))
     }
+}
+
+fn too_long(length: &str) -> Error {
+    Error::unsupported(
+        "linux.seccomp.syscalls",
+        format!("{length}: the kernel takes a filter of {INSTRUCTION_LIMIT} instructions"),
+    )
 }
 
 /// The program that a profile compiles to.
