@@ -277,35 +277,38 @@ pub fn load_json(path: &Path) -> Result<Value, BundleError> {
 }
 
 fn read_config(bundle: &Path, path: &Path) -> Result<Vec<u8>, BundleError> {
-    let read_error = |source| BundleError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    read_regular(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BundleError::NoConfig {
+            bundle: bundle.to_owned(),
+        },
+        io::ErrorKind::FileTooLarge => BundleError::TooLarge {
+            path: path.to_owned(),
+        },
+        _ => BundleError::Read {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}
+
+/// Reads a regular file, of no more than [`CONFIG_LIMIT`] bytes.
+///
+/// # Errors
+/// It cannot be read, is another kind of file, or is larger.
+pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     // O_NONBLOCK: a FIFO under this name must not hold us.
-    let file = match std::fs::OpenOptions::new()
+    let mut options = std::fs::OpenOptions::new();
+    let file = options
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-    {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(BundleError::NoConfig {
-                bundle: bundle.to_owned(),
-            });
-        }
-        Err(error) => return Err(read_error(error)),
-    };
-    if !file.metadata().map_err(read_error)?.is_file() {
-        return Err(read_error(io::Error::other("not a regular file")));
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
     }
     let mut text = Vec::new();
-    file.take(CONFIG_LIMIT + 1)
-        .read_to_end(&mut text)
-        .map_err(read_error)?;
+    file.take(CONFIG_LIMIT + 1).read_to_end(&mut text)?;
     if text.len() as u64 > CONFIG_LIMIT {
-        return Err(BundleError::TooLarge {
-            path: path.to_owned(),
-        });
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(text)
 }

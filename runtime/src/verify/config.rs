@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Hook, Linux, LinuxCapabilities, LinuxDeviceType, LinuxIdMapping,
-    LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount as SpecMount, Process, Spec,
+    Capabilities, Hook, IOPriorityClass, Linux, LinuxCapabilities, LinuxDeviceType, LinuxIdMapping,
+    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, LinuxSeccomp, Mount as SpecMount,
+    Process, Spec,
 };
 
 use super::filter::Filter;
@@ -92,18 +93,29 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
         ),
         devices: devices(resources),
         nodes: nodes(linux),
-        memory_limit: Fact::new(
-            "linux.resources.memory.limit",
-            limit(resources.and_then(|all| all.memory().as_ref()?.limit())),
+        memory_limit: unified(resources, "memory.max", bytes)
+            .unwrap_or_else(|| {
+                let given = resources.and_then(|all| all.memory().as_ref()?.limit());
+                Fact::new("linux.resources.memory.limit", limit(given))
+            })
+            .below(MEMORY_END),
+        pids_limit: unified(resources, "pids.max", |text| text.parse().ok())
+            .unwrap_or_else(|| {
+                let given = resources.and_then(|all| Some(all.pids().as_ref()?.limit()));
+                Fact::new("linux.resources.pids.limit", limit(given))
+            })
+            .below(PIDS_END),
+        has_cpu_limit: unified(resources, "cpu.max", |text| {
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        })
+        .map_or_else(
+            || {
+                let given = resources.and_then(|all| all.cpu().as_ref()?.quota());
+                Fact::new("linux.resources.cpu.quota", limit(given).is_some())
+            },
+            |fact| Fact::new(fact.at, fact.value.is_some()),
         ),
-        pids_limit: Fact::new(
-            "linux.resources.pids.limit",
-            limit(resources.and_then(|all| Some(all.pids().as_ref()?.limit()))),
-        ),
-        has_cpu_limit: Fact::new(
-            "linux.resources.cpu.quota",
-            limit(resources.and_then(|all| all.cpu().as_ref()?.quota())).is_some(),
-        ),
+        real_time: real_time(process, resources),
         oom_score: Fact::new(
             "process.oomScoreAdj",
             process
@@ -120,6 +132,64 @@ fn limit(value: Option<i64>) -> Option<u64> {
     value
         .and_then(|value| u64::try_from(value).ok())
         .filter(|value| *value > 0)
+}
+
+/// From here on a memory limit is none: no machine has so many bytes.
+const MEMORY_END: u64 = 1 << 60;
+/// From here on a limit of processes is none: the kernel has no more ids (proc_sys_kernel(5), "pid_max").
+const PIDS_END: u64 = (4 << 20) + 1;
+
+/// What `linux.resources.unified` sets a file of the cgroup to, which overrides the other properties; `max` is no limit.
+fn unified(
+    resources: Option<&LinuxResources>,
+    file: &str,
+    parse: impl Fn(&str) -> Option<u64>,
+) -> Option<Fact<Option<u64>>> {
+    let text = resources?.unified().as_ref()?.get(file)?;
+    let at = format!("linux.resources.unified[{file:?}]");
+    Some(Fact::new(at, parse(text.trim())))
+}
+
+/// A number of bytes as the kernel reads it, with a suffix.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|one: char| one.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// What lets a process go before all others.
+fn real_time(process: Option<&Process>, resources: Option<&LinuxResources>) -> Vec<Fact<String>> {
+    let scheduler = process.and_then(|process| process.scheduler().as_ref());
+    let policy = scheduler.and_then(|scheduler| match scheduler.policy() {
+        LinuxSchedulerPolicy::SchedFifo => Some("SCHED_FIFO"),
+        LinuxSchedulerPolicy::SchedRr => Some("SCHED_RR"),
+        LinuxSchedulerPolicy::SchedDeadline => Some("SCHED_DEADLINE"),
+        _ => None,
+    });
+    let policy = policy.map(|policy| {
+        let what = format!("the scheduling policy is {policy}");
+        Fact::new("process.scheduler.policy", what)
+    });
+    let priority = process.and_then(|process| process.io_priority().as_ref());
+    let class = priority
+        .filter(|priority| priority.class() == IOPriorityClass::IoprioClassRt)
+        .map(|_| {
+            let what = "the class of I/O is IOPRIO_CLASS_RT";
+            Fact::new("process.ioPriority.class", what.to_owned())
+        });
+    let runtime = resources.and_then(|all| all.cpu().as_ref()?.realtime_runtime());
+    let runtime = runtime.filter(|runtime| *runtime > 0).map(|runtime| {
+        let what = format!("{runtime} microseconds of each period are for real-time processes");
+        Fact::new("linux.resources.cpu.realtimeRuntime", what)
+    });
+    [policy, class, runtime].into_iter().flatten().collect()
 }
 
 fn paths(list: Option<&Vec<String>>) -> Vec<PathBuf> {
@@ -306,6 +376,12 @@ fn sysctls(linux: &Linux) -> Vec<Fact<String>> {
     sysctl_names(linux).into_iter().map(fact).collect()
 }
 
+/// Whether a mount shows a path of the host.
+pub(super) fn is_bind(given: &SpecMount) -> bool {
+    let mut options = given.options().iter().flatten();
+    given.typ().as_deref() == Some("bind") || options.any(|one| one == "bind" || one == "rbind")
+}
+
 fn mount(directory: &Path, given: &SpecMount) -> Mount {
     let options: Vec<&str> = given
         .options()
@@ -314,7 +390,7 @@ fn mount(directory: &Path, given: &SpecMount) -> Mount {
         .map(String::as_str)
         .collect();
     let kind = given.typ().as_deref().unwrap_or_default();
-    let is_bind = kind == "bind" || options.iter().any(|one| matches!(*one, "bind" | "rbind"));
+    let is_bind = is_bind(given);
     // A disk is a path of the host too; `proc`, `tmpfs` and their like name nothing.
     let source = given
         .source()
@@ -442,10 +518,14 @@ fn cgroups_below(directory: &Path, spec: &Spec) -> Vec<Fact<PathBuf>> {
     found
 }
 
+/// How many pairs of device rules are compared.
+const COMPARED_LIMIT: usize = 1 << 24;
+
 /// What the rules allow in the end: one overrides those before it.
 fn devices(resources: Option<&LinuxResources>) -> Vec<Fact<Devices>> {
     let mut allowed: Vec<Fact<Devices>> = Vec::new();
     let rules = resources.and_then(|all| all.devices().as_ref());
+    let mut compared = 0;
     for (index, rule) in rules.into_iter().flatten().enumerate() {
         let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
         let devices = Devices {
@@ -465,15 +545,15 @@ fn devices(resources: Option<&LinuxResources>) -> Vec<Fact<Devices>> {
             ));
             continue;
         }
+        // Beyond that a rule takes nothing away: what was allowed once is told.
+        compared += allowed.len();
+        if compared > COMPARED_LIMIT {
+            continue;
+        }
         for fact in &mut allowed {
-            let numbers = Devices {
-                access: fact.value.access.clone(),
-                ..devices.clone()
-            };
-            if numbers.cover(&fact.value) {
-                fact.value
-                    .access
-                    .retain(|letter| !devices.access.contains(letter));
+            if devices.cover_numbers(&fact.value) {
+                let access = &mut fact.value.access;
+                access.retain(|letter| !devices.access.contains(letter));
             }
         }
         allowed.retain(|fact| !fact.value.access.is_empty());

@@ -2,13 +2,14 @@
 //!
 //! The text is hostile; it is bounded by whoever read it.
 
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 use serde_json::Value;
 
 use super::config::{
-    NAMESPACES, capability_names, hook_lists, is_of_kind, process_namespace, sysctl_names,
+    NAMESPACES, capability_names, hook_lists, is_bind, is_of_kind, process_namespace, sysctl_names,
 };
 use super::paths::resolve;
 use super::rules::Weakness;
@@ -56,9 +57,23 @@ fn place(path: &serde_ignored::Path<'_>) -> String {
     }
 }
 
-/// Values that have the right type and still cannot be.
-pub fn contradictions(spec: &Spec) -> Vec<Weakness> {
+/// Values that have the right type and still cannot be, in `spec` as it was read from `config`.
+pub fn contradictions(config: &Value, spec: &Spec) -> Vec<Weakness> {
     let mut found = Vec::new();
+    if let Ok(read) = serde_json::to_value(spec) {
+        shapes("", config, &read, &mut found);
+    }
+    nul(spec, &mut found);
+    if config.pointer("/root/path").and_then(Value::as_str) == Some("") {
+        found.push(Weakness::new("root.path", "it is empty"));
+    }
+    if spec
+        .annotations()
+        .as_ref()
+        .is_some_and(|all| all.contains_key(""))
+    {
+        found.push(Weakness::new("annotations", "a key is empty"));
+    }
     if let Some(process) = spec.process() {
         capabilities(process, &mut found);
         environment(process, &mut found);
@@ -69,40 +84,179 @@ pub fn contradictions(spec: &Spec) -> Vec<Weakness> {
             let at = format!("mounts[{index}].destination");
             found.push(Weakness::new(at, "it must be an absolute path"));
         }
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        if is_bind(mount) && source.as_os_str().is_empty() {
+            let at = format!("mounts[{index}].source");
+            found.push(Weakness::new(at, "a bind mount needs one"));
+        }
     }
     if let Some(linux) = spec.linux() {
-        namespaces(linux, &mut found);
-        absolute(
-            "linux.maskedPaths",
-            linux.masked_paths().as_ref(),
-            &mut found,
-        );
-        absolute(
-            "linux.readonlyPaths",
-            linux.readonly_paths().as_ref(),
-            &mut found,
-        );
-        overlaps(
-            "linux.uidMappings",
-            linux.uid_mappings().as_ref(),
-            &mut found,
-        );
-        overlaps(
-            "linux.gidMappings",
-            linux.gid_mappings().as_ref(),
-            &mut found,
-        );
-        sysctls(linux, &mut found);
+        of_linux(linux, &mut found);
+        devices(config, &mut found);
     }
     for (kind, hooks) in hook_lists(spec) {
         for (index, hook) in hooks.iter().enumerate() {
+            let at = format!("hooks.{kind}[{index}]");
             if !hook.path().is_absolute() {
-                let at = format!("hooks.{kind}[{index}].path");
+                let at = format!("{at}.path");
                 found.push(Weakness::new(at, "it must be an absolute path"));
+            }
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                let at = format!("{at}.timeout");
+                found.push(Weakness::new(at, "it must be greater than 0"));
             }
         }
     }
     found
+}
+
+fn of_linux(linux: &Linux, found: &mut Vec<Weakness>) {
+    namespaces(linux, found);
+    absolute("linux.maskedPaths", linux.masked_paths().as_ref(), found);
+    absolute(
+        "linux.readonlyPaths",
+        linux.readonly_paths().as_ref(),
+        found,
+    );
+    overlaps("linux.uidMappings", linux.uid_mappings().as_ref(), found);
+    overlaps("linux.gidMappings", linux.gid_mappings().as_ref(), found);
+    sysctls(linux, found);
+    if let Some(profile) = linux.seccomp() {
+        seccomp(profile, found);
+    }
+    let has_offsets = linux
+        .time_offsets()
+        .as_ref()
+        .is_some_and(|all| !all.is_empty());
+    if has_offsets && !has_namespace(linux, LinuxNamespaceType::Time) {
+        let what = "they need a namespace of type \"time\"";
+        found.push(Weakness::new("linux.timeOffsets", what));
+    }
+    let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    let kind = propagation.strip_prefix('r').unwrap_or(propagation);
+    if !["", "shared", "slave", "private", "unbindable"].contains(&kind) || propagation == "r" {
+        let what = format!("{propagation:?} is not one of shared, slave, private, unbindable");
+        found.push(Weakness::new("linux.rootfsPropagation", what));
+    }
+    if let Some(path) = linux.cgroups_path() {
+        let is_above = path.components().any(|part| part == Component::ParentDir);
+        if is_above || path == Path::new("/") {
+            let what = "it must be a cgroup of its own, without ..";
+            found.push(Weakness::new("linux.cgroupsPath", what));
+        }
+    }
+}
+
+/// Lists where there must be objects: our parser takes the values in their order.
+fn shapes(at: &str, config: &Value, read: &Value, found: &mut Vec<Weakness>) {
+    match (config, read) {
+        (Value::Array(_), Value::Object(_)) => {
+            found.push(Weakness::new(at, "it must be an object, and is a list"));
+        }
+        (Value::Array(given), Value::Array(read)) => {
+            for (index, (given, read)) in given.iter().zip(read).enumerate() {
+                if !read.is_string() && !read.is_number() {
+                    shapes(&format!("{at}[{index}]"), given, read, found);
+                }
+            }
+        }
+        (Value::Object(given), Value::Object(read)) => {
+            for (key, read) in read {
+                if let Some(given) = given.get(key) {
+                    let dot = if at.is_empty() { "" } else { "." };
+                    shapes(&format!("{at}{dot}{key}"), given, read, found);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The kernel takes a string up to its first NUL. Of the environment another function tells.
+fn nul(spec: &Spec, found: &mut Vec<Weakness>) {
+    let mut check = |at: String, text: &[u8]| {
+        if text.contains(&0) {
+            found.push(Weakness::new(at, "it contains NUL"));
+        }
+    };
+    let hostname = spec.hostname().iter().map(|name| ("hostname", name));
+    for (at, name) in hostname.chain(spec.domainname().iter().map(|name| ("domainname", name))) {
+        check(at.to_owned(), name.as_bytes());
+    }
+    if let Some(process) = spec.process() {
+        check("process.cwd".to_owned(), bytes(process.cwd()));
+        for (index, argument) in process.args().iter().flatten().enumerate() {
+            check(format!("process.args[{index}]"), argument.as_bytes());
+        }
+    }
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let at = |field: &str| format!("mounts[{index}].{field}");
+        check(at("destination"), bytes(mount.destination()));
+        if let Some(source) = mount.source() {
+            check(at("source"), bytes(source));
+        }
+        check(
+            at("type"),
+            mount.typ().as_deref().unwrap_or_default().as_bytes(),
+        );
+        for (option, text) in mount.options().iter().flatten().enumerate() {
+            check(at(&format!("options[{option}]")), text.as_bytes());
+        }
+    }
+    let Some(linux) = spec.linux() else {
+        return;
+    };
+    for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
+        if let Some(path) = namespace.path() {
+            check(format!("linux.namespaces[{index}].path"), bytes(path));
+        }
+    }
+    for (at, paths) in [
+        ("linux.maskedPaths", linux.masked_paths()),
+        ("linux.readonlyPaths", linux.readonly_paths()),
+    ] {
+        for (index, path) in paths.iter().flatten().enumerate() {
+            check(format!("{at}[{index}]"), path.as_bytes());
+        }
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// Our parser has 0 for a number that is missing.
+fn devices(config: &Value, found: &mut Vec<Weakness>) {
+    let devices = config.pointer("/linux/devices").and_then(Value::as_array);
+    for (index, device) in devices.into_iter().flatten().enumerate() {
+        let is_fifo = device["type"] == "p";
+        for field in ["major", "minor"] {
+            if device.is_object() && !is_fifo && device[field].is_null() {
+                let at = format!("linux.devices[{index}].{field}");
+                found.push(Weakness::new(at, "it is missing"));
+            }
+        }
+    }
+}
+
+fn seccomp(profile: &LinuxSeccomp, found: &mut Vec<Weakness>) {
+    use oci_spec::runtime::LinuxSeccompAction as Action;
+    let has_no_use = |action: Action, value: Option<u32>| {
+        value.is_some() && !matches!(action, Action::ScmpActErrno | Action::ScmpActTrace)
+    };
+    let what = "only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have one";
+    if has_no_use(profile.default_action(), profile.default_errno_ret()) {
+        found.push(Weakness::new("linux.seccomp.defaultErrnoRet", what));
+    }
+    for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
+        let at = |field: &str| format!("linux.seccomp.syscalls[{index}].{field}");
+        if rule.names().is_empty() {
+            found.push(Weakness::new(at("names"), "it must name a system call"));
+        }
+        if has_no_use(rule.action(), rule.errno_ret()) {
+            found.push(Weakness::new(at("errnoRet"), what));
+        }
+    }
 }
 
 /// The kernel's own conditions (capabilities(7), "Thread capability sets"). An ambient capability that is not inheritable
@@ -201,9 +355,17 @@ fn absolute(at: &str, paths: Option<&Vec<String>>, found: &mut Vec<Weakness>) {
     }
 }
 
+/// How many ranges the kernel takes in a map (`UID_GID_MAP_MAX_EXTENTS`).
+const MAP_LIMIT: usize = 340;
+
 /// Neither side of a map may name an id twice (user_namespaces(7)).
 fn overlaps(at: &str, ranges: Option<&Vec<LinuxIdMapping>>, found: &mut Vec<Weakness>) {
-    let ranges: Vec<_> = ranges.into_iter().flatten().collect();
+    let ranges = ranges.map(Vec::as_slice).unwrap_or_default();
+    if ranges.len() > MAP_LIMIT {
+        let what = format!("{} ranges: the kernel takes {MAP_LIMIT}", ranges.len());
+        found.push(Weakness::new(at, what));
+        return;
+    }
     let meet = |one: u32, two: u32, one_size: u32, two_size: u32| {
         let end = |start: u32, size: u32| u64::from(start) + u64::from(size);
         u64::from(one) < end(two, two_size) && u64::from(two) < end(one, one_size)
@@ -226,16 +388,15 @@ fn overlaps(at: &str, ranges: Option<&Vec<LinuxIdMapping>>, found: &mut Vec<Weak
     }
 }
 
+fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.any(|one| one.typ() == kind)
+}
+
 /// A parameter that belongs to a namespace needs that namespace; the others are the whole host's.
 fn sysctls(linux: &Linux, found: &mut Vec<Weakness>) {
     use oci_spec::runtime::LinuxNamespaceType as Kind;
-    let has = |kind: Kind| {
-        linux
-            .namespaces()
-            .iter()
-            .flatten()
-            .any(|one| one.typ() == kind)
-    };
+    let has = |kind: Kind| has_namespace(linux, kind);
     for name in sysctl_names(linux) {
         let dotted = name.replace('/', ".");
         let owner = match dotted.as_str() {

@@ -69,6 +69,7 @@ pub fn posture(seen: &Observation) -> Posture {
         memory_limit: Fact::new("the cgroup's memory limit", seen.limits.memory),
         pids_limit: Fact::new("the cgroup's pids limit", seen.limits.pids),
         has_cpu_limit: Fact::new("the cgroup's cpu limit", seen.limits.cpu.is_some()),
+        real_time: Vec::new(),
         oom_score: Fact::new(file("oom_score_adj"), seen.oom_score),
         hooks: Vec::new(),
         outside: seen

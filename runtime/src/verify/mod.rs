@@ -19,6 +19,8 @@ mod posture;
 mod report;
 mod rules;
 
+use std::collections::HashSet;
+use std::io;
 use std::path::Path;
 
 use nix::unistd::Pid;
@@ -217,6 +219,11 @@ fn asked(directory: &Path, spec: &Spec) -> Posture {
     config::posture(directory, spec, filters)
 }
 
+/// Where the engine puts what it has against a configuration as a whole.
+const WHOLE_FILE: &str = "config.json";
+/// Where it puts that there is no AppArmor.
+const APPARMOR_PROFILE: &str = "process.apparmorProfile";
+
 /// Findings as they come.
 struct Examination<'a> {
     policy: &'a Policy,
@@ -234,10 +241,16 @@ impl<'a> Examination<'a> {
     }
 
     fn draft(&mut self, draft: &Draft) {
-        let problem = draft.problem.as_ref().map(weakness_of);
-        let mut wrong: Vec<Weakness> = problem.into_iter().collect();
-        for one in lint::contradictions(&draft.spec) {
-            if wrong.iter().all(|known| known.at != one.at) {
+        let mut wrong: Vec<Weakness> = Vec::new();
+        match &draft.problem {
+            Some(error) if is_of_the_host(error) => {
+                self.note(rules::NOT_ON_THIS_HOST, [weakness_of(error)]);
+            }
+            problem => wrong.extend(problem.as_ref().map(weakness_of)),
+        }
+        let mut known: HashSet<String> = wrong.iter().map(|one| one.at.clone()).collect();
+        for one in lint::contradictions(&draft.json, &draft.spec) {
+            if known.insert(one.at.clone()) {
                 wrong.push(one);
             }
         }
@@ -247,9 +260,9 @@ impl<'a> Examination<'a> {
             rules::UNKNOWN_PROPERTY,
             lint::unknown_properties(&draft.json),
         );
+        let mut refused = self.refusal(&draft.spec);
         let linux = draft.spec.linux().as_ref();
         let profile = linux.and_then(|linux| linux.seccomp().as_ref());
-        let mut refused = engine::validate(&draft.spec).err();
         let seccomp = match profile.map(engine::compile_seccomp) {
             None => Vec::new(),
             Some(Ok(program)) => vec![Filter::new(program)],
@@ -260,18 +273,33 @@ impl<'a> Examination<'a> {
             }
         };
         self.judge(&config::posture(&draft.dir, &draft.spec, seccomp));
-        let refused = refused.map(|error| match error {
-            engine::Error::Unsupported { path, reason } => Weakness::new(path, reason),
-            other => Weakness::new("", error_chain(&other)),
+        let refused = refused.and_then(|error| match error {
+            // What is said of the whole file depends on what exists now, as a namespace's path.
+            engine::Error::Unsupported { path, .. } if path == WHOLE_FILE => None,
+            engine::Error::Unsupported { path, reason } => Some(Weakness::new(path, reason)),
+            other => Some(Weakness::new(WHOLE_FILE, error_chain(&other))),
         });
-        // What is found already need not be said twice; a text that is wrong is refused by everybody. What is said of the
-        // whole file depends on what exists now, as a namespace's path.
-        let is_known = |one: &Weakness| {
-            let mut findings = self.findings.iter();
-            one.at == "config.json" || findings.any(|known| known.at == one.at)
-        };
+        // What is found already need not be said twice; a text that is wrong is refused by everybody.
+        let is_known = |one: &Weakness| self.findings.iter().any(|known| known.at == one.at);
         let refused = refused.filter(|one| !is_wrong && !is_known(one));
         self.note(rules::UNSUPPORTED, refused);
+    }
+
+    /// Why the engine refuses a configuration, other than for what this host lacks.
+    fn refusal(&mut self, spec: &Spec) -> Option<engine::Error> {
+        let error = engine::validate(spec).err()?;
+        match error {
+            // Only a host without AppArmor has something against a profile.
+            engine::Error::Unsupported { path, reason } if path == APPARMOR_PROFILE => {
+                self.note(rules::NOT_ON_THIS_HOST, [Weakness::new(path, reason)]);
+                let mut spec = spec.clone();
+                if let Some(process) = spec.process_mut() {
+                    process.set_apparmor_profile(None);
+                }
+                engine::validate(&spec).err()
+            }
+            other => Some(other),
+        }
     }
 
     fn judge(&mut self, posture: &Posture) {
@@ -330,6 +358,12 @@ impl<'a> Examination<'a> {
             findings: self.findings,
         }
     }
+}
+
+/// Whether a bundle may be right on the host that it is for: its root may be made or mounted there only.
+fn is_of_the_host(error: &BundleError) -> bool {
+    let is_absent = |source: &io::Error| source.kind() == io::ErrorKind::NotFound;
+    matches!(error, BundleError::Rootfs { source, .. } if is_absent(source))
 }
 
 /// A bundle's error as its place and what is there.

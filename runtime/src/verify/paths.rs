@@ -26,7 +26,10 @@ pub fn resolve(path: &Path) -> PathBuf {
             Some(Component::RootDir) => resolved = PathBuf::from("/"),
             Some(Component::Normal(name)) => {
                 resolved.push(name);
-                let link = (links < LINK_LIMIT).then(|| link_at(&resolved)).flatten();
+                let is_short = resolved.as_os_str().len() < libc::PATH_MAX as usize;
+                let link = (is_short && links < LINK_LIMIT)
+                    .then(|| link_at(&resolved))
+                    .flatten();
                 if let Some(target) = link {
                     links += 1;
                     resolved.pop();

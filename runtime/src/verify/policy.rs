@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::rules::{self, Lists};
+use crate::bundle::read_regular;
 
 /// The policies that are built in, and their text.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -135,6 +136,12 @@ impl Policy {
                 });
             }
             let file = read(&name)?;
+            if file.extends.is_none() && file.rules.is_empty() {
+                return Err(PolicyError::Invalid {
+                    name,
+                    message: "it has no rules, and extends no policy that has some".to_owned(),
+                });
+            }
             if let Some(parent) = &file.extends {
                 names.push(beside(&name, parent));
             }
@@ -177,7 +184,11 @@ fn read(name: &str) -> Result<File, PolicyError> {
     let text = match built_in {
         Some((_, text)) => (*text).to_owned(),
         None if is_path(name) => {
-            std::fs::read_to_string(name).map_err(|source| PolicyError::Read {
+            let text = read_regular(Path::new(name)).and_then(|text| {
+                let text = String::from_utf8(text);
+                text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+            });
+            text.map_err(|source| PolicyError::Read {
                 path: PathBuf::from(name),
                 source,
             })?
@@ -314,5 +325,54 @@ mod tests {
             "policy D/own.toml: `extends` leads in a circle"
         );
         assert!(error_of("rule = 1\n").contains("unknown field `rule`"));
+        for (text, what) in [
+            (
+                "host-namespaces]\nforbid = [\"net\"]",
+                "\"net\" is not a kind of namespace: pid, network",
+            ),
+            (
+                "capabilities]\nallow = [\"SYS_ADMIN\"]",
+                "\"SYS_ADMIN\" is not a capability",
+            ),
+            (
+                "masked-paths]\nrequire = [\"proc/kcore\"]",
+                "\"proc/kcore\" is not an absolute path",
+            ),
+            (
+                "read-only-paths]\nrequire = [\"\"]",
+                "\"\" is not an absolute path",
+            ),
+            (
+                "host-paths]\nforbid = [\"etc\"]",
+                "\"etc\" is neither absolute nor begins with **/",
+            ),
+            ("host-paths]\nallow = [\"/a/..\"]", "\"/a/..\" contains .."),
+            (
+                "runtime-sockets]\nforbid = [\"/run/x.sock\"]",
+                "\"/run/x.sock\" is not the name of a socket",
+            ),
+            (
+                "mount-types]\nforbid = [\"\"]",
+                "\"\" is not a type of file system",
+            ),
+        ] {
+            let error = error_of(&format!("[rules.{text}\n"));
+            assert!(error.contains(what), "{error}");
+        }
+        assert_eq!(
+            error_of("description = \"nothing\"\n"),
+            "policy D/own.toml: it has no rules, and extends no policy that has some"
+        );
+    }
+
+    #[test]
+    fn a_policy_is_read_from_a_regular_file_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo.toml");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [path.to_str().unwrap(), "/dev/zero"] {
+            let error = crate::error_chain(&Policy::load(path).unwrap_err());
+            assert!(error.ends_with("not a regular file"), "{error}");
+        }
     }
 }

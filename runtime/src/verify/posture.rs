@@ -27,6 +27,14 @@ impl<T> Fact<T> {
     }
 }
 
+impl Fact<Option<u64>> {
+    /// The same, but nothing from `end` on.
+    pub fn below(self, end: u64) -> Self {
+        let value = self.value.filter(|value| *value < end);
+        Self { value, ..self }
+    }
+}
+
 /// Whose namespace it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sharing {
@@ -111,14 +119,16 @@ pub struct Devices {
 impl Devices {
     /// Whether all of `other` are among these.
     pub fn cover(&self, other: &Self) -> bool {
+        let mut access = other.access.chars();
+        self.cover_numbers(other) && access.all(|letter| self.access.contains(letter))
+    }
+
+    /// Whether all devices of `other` are among these, whatever one may do with them.
+    pub fn cover_numbers(&self, other: &Self) -> bool {
         let covers = |own: Option<u32>, other: Option<u32>| own.is_none() || own == other;
         (self.kind == 'a' || self.kind == other.kind)
             && covers(self.major, other.major)
             && covers(self.minor, other.minor)
-            && other
-                .access
-                .chars()
-                .all(|letter| self.access.contains(letter))
     }
 }
 
@@ -212,6 +222,8 @@ pub struct Posture {
     pub pids_limit: Fact<Option<u64>>,
     /// Whether its processor time is limited.
     pub has_cpu_limit: Fact<bool>,
+    /// What lets its processes go before all others.
+    pub real_time: Vec<Fact<String>>,
     /// How much rather than others it is ended where memory runs out; negative: rather others.
     pub oom_score: Fact<i32>,
     /// Programs that run on the host for it.

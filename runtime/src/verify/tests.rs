@@ -142,6 +142,116 @@ const PLANTED: &[Planted] = &[
         "greater",
     ),
     (
+        |c| c["process"]["user"] = json!([0, 0]),
+        "specification",
+        "process.user",
+        "must be an object",
+    ),
+    (
+        |c| c["root"] = json!(["rootfs"]),
+        "specification",
+        "root",
+        "must be an object",
+    ),
+    (
+        |c| c["process"]["args"] = json!(["sh", "\0"]),
+        "specification",
+        "process.args[1]",
+        "NUL",
+    ),
+    (
+        |c| push(&mut c["mounts"][5]["options"], json!("n\0")),
+        "specification",
+        "mounts[5].options[2]",
+        "NUL",
+    ),
+    (
+        |c| c["hooks"] = json!({"poststop": [{"path": "/bin/true", "timeout": 0}]}),
+        "specification",
+        "hooks.poststop[0].timeout",
+        "greater than 0",
+    ),
+    (
+        |c| c["annotations"] = json!({"": "x"}),
+        "specification",
+        "annotations",
+        "empty",
+    ),
+    (
+        |c| drop(take(c, "/mounts/5", "source")),
+        "specification",
+        "mounts[5].source",
+        "needs one",
+    ),
+    (
+        |c| c["linux"]["devices"] = json!([{"path": "/dev/null", "type": "c", "major": 1}]),
+        "specification",
+        "linux.devices[0].minor",
+        "missing",
+    ),
+    (
+        |c| c["linux"]["seccomp"]["syscalls"][0]["names"] = json!([]),
+        "specification",
+        "linux.seccomp.syscalls[0].names",
+        "must name",
+    ),
+    (
+        |c| c["linux"]["seccomp"]["syscalls"][0]["errnoRet"] = json!(1),
+        "specification",
+        "linux.seccomp.syscalls[0].errnoRet",
+        "only",
+    ),
+    (
+        |c| c["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1, "nanosecs": 0}}),
+        "specification",
+        "linux.timeOffsets",
+        "time",
+    ),
+    (
+        |c| c["linux"]["rootfsPropagation"] = json!("sideways"),
+        "specification",
+        "linux.rootfsPropagation",
+        "not one of",
+    ),
+    (
+        |c| c["linux"]["cgroupsPath"] = json!("/a/../.."),
+        "specification",
+        "linux.cgroupsPath",
+        "without ..",
+    ),
+    (
+        |c| {
+            let map = json!({"containerID": 0, "hostID": 7, "size": 1});
+            push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
+            c["linux"]["uidMappings"] = json!([map, map]);
+            c["linux"]["gidMappings"] = json!([map]);
+        },
+        "specification",
+        "linux.uidMappings[1]",
+        "overlaps",
+    ),
+    (
+        |c| c["root"]["path"] = json!("nowhere"),
+        "not-on-this-host",
+        "root.path",
+        "No such file",
+    ),
+    (
+        |c| {
+            let rules = &mut c["linux"]["seccomp"]["syscalls"];
+            for value in 0..10_000 {
+                let argument = json!({"index": 0, "value": value, "op": "SCMP_CMP_EQ"});
+                push(
+                    rules,
+                    json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": [argument]}),
+                );
+            }
+        },
+        "unsupported",
+        "linux.seccomp.syscalls",
+        "the kernel takes",
+    ),
+    (
         |c| c["process"]["noNewPrivilege"] = json!(true),
         "unknown-property",
         "process.noNewPrivilege",
@@ -505,6 +615,47 @@ const PLANTED: &[Planted] = &[
         "pids-limit",
         "linux.resources.pids.limit",
         "processes",
+    ),
+    (
+        |c| c["linux"]["resources"]["unified"] = json!({"memory.max": "max"}),
+        "memory-limit",
+        "linux.resources.unified[\"memory.max\"]",
+        "memory",
+    ),
+    (
+        |c| c["linux"]["resources"]["memory"]["limit"] = json!(i64::MAX),
+        "memory-limit",
+        "linux.resources.memory.limit",
+        "memory",
+    ),
+    (
+        |c| c["linux"]["resources"]["unified"] = json!({"cpu.max": "max 100000"}),
+        "cpu-limit",
+        "linux.resources.unified[\"cpu.max\"]",
+        "processor",
+    ),
+    (
+        |c| c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 1}),
+        "real-time",
+        "process.scheduler.policy",
+        "SCHED_FIFO",
+    ),
+    (
+        |c| c["linux"]["resources"]["cpu"]["realtimeRuntime"] = json!(1000),
+        "real-time",
+        "linux.resources.cpu.realtimeRuntime",
+        "1000 microseconds",
+    ),
+    (
+        |c| {
+            push(
+                &mut c["mounts"],
+                json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}),
+            );
+        },
+        "mount-flags",
+        "mounts[6]",
+        "nosuid and nodev",
     ),
     (
         |c| drop(take(c, "/linux/resources", "cpu")),

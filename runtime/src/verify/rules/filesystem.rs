@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::{
-    FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if,
+    FORBID, Lists, POD_SECURITY, REQUIRE, RULE, RUNTIME_SPEC, Rule, Weakness, each, is_bare_name,
+    weakness_if,
 };
 use crate::bundle::CONFIG_FILE;
 use crate::verify::paths::{Match, Pattern};
@@ -23,6 +24,11 @@ pub(super) const MASKED_PATHS: Rule = Rule {
     fix: "list the path in linux.maskedPaths",
     reference: POD_SECURITY,
     lists: REQUIRE,
+    check: |setting| {
+        each(&setting.require, "an absolute path", |entry| {
+            entry.starts_with('/')
+        })
+    },
     judge: |posture, setting| {
         let masked = &posture.masked;
         let is_open = |path: &Path| {
@@ -47,7 +53,6 @@ pub(super) const MASKED_PATHS: Rule = Rule {
         }));
         weaknesses
     },
-    ..RULE
 };
 
 pub(super) const READ_ONLY_PATHS: Rule = Rule {
@@ -56,6 +61,11 @@ pub(super) const READ_ONLY_PATHS: Rule = Rule {
     fix: "list the path in linux.readonlyPaths",
     reference: POD_SECURITY,
     lists: REQUIRE,
+    check: |setting| {
+        each(&setting.require, "an absolute path", |entry| {
+            entry.starts_with('/')
+        })
+    },
     judge: |posture, setting| {
         let read_only = &posture.read_only;
         let is_hidden = |path: &Path| posture.masked.value.iter().any(|one| path.starts_with(one));
@@ -68,7 +78,6 @@ pub(super) const READ_ONLY_PATHS: Rule = Rule {
         };
         missing(&read_only.at, &setting.require, "can be written", is_open)
     },
-    ..RULE
 };
 
 /// Whether a path is one of the kernel's in this container, not of the image.
@@ -204,7 +213,6 @@ pub(super) const HOST_PATHS: Rule = Rule {
         }
         weaknesses
     },
-    ..RULE
 };
 
 fn patterns(texts: &[String]) -> Result<Vec<Pattern>, String> {
@@ -240,6 +248,13 @@ pub(super) const RUNTIME_SOCKETS: Rule = Rule {
     fix: "do not mount the socket",
     reference: POD_SECURITY,
     lists: FORBID,
+    check: |setting| {
+        each(
+            &setting.forbid,
+            "the name of a socket without a directory",
+            is_bare_name,
+        )
+    },
     judge: |posture, setting| {
         let mut weaknesses = Vec::new();
         for Fact { at, value: mount } in &posture.mounts {
@@ -255,7 +270,6 @@ pub(super) const RUNTIME_SOCKETS: Rule = Rule {
         }
         weaknesses
     },
-    ..RULE
 };
 
 pub(super) const MOUNT_TYPES: Rule = Rule {
@@ -264,6 +278,7 @@ pub(super) const MOUNT_TYPES: Rule = Rule {
     fix: "remove the mount",
     reference: RUNTIME_SPEC,
     lists: FORBID,
+    check: |setting| each(&setting.forbid, "a type of file system", is_bare_name),
     judge: |posture, setting| {
         let mounts = posture.mounts.iter();
         // A bind mount of a single file of one, as of /dev/null, is judged by its path.
@@ -277,7 +292,6 @@ pub(super) const MOUNT_TYPES: Rule = Rule {
             })
             .collect()
     },
-    ..RULE
 };
 
 pub(super) const MOUNT_PROPAGATION: Rule = Rule {
@@ -311,12 +325,17 @@ pub(super) const MOUNT_FLAGS: Rule = Rule {
             .mounts
             .iter()
             .any(|mount| mount.value.kind == VIRTIO_FS);
-        let volumes = posture.mounts.iter().filter(|mount| {
-            if is_in_a_machine {
-                mount.value.kind == VIRTIO_FS
+        // The runtime makes the nodes in /dev; and what nobody can write, nobody puts a program in.
+        let is_scratch = |mount: &Mount| {
+            mount.kind == "tmpfs" && !mount.is_read_only && mount.destination != Path::new("/dev")
+        };
+        let volumes = posture.mounts.iter().filter(|Fact { value, .. }| {
+            let is_volume = if is_in_a_machine {
+                value.kind == VIRTIO_FS
             } else {
-                mount.value.source.is_some()
-            }
+                value.source.is_some()
+            };
+            is_volume || is_scratch(value)
         });
         volumes
             .filter_map(|Fact { at, value }| {

@@ -86,6 +86,16 @@ pub struct Rule {
     pub judge: fn(&Posture, &Setting) -> Vec<Weakness>,
 }
 
+/// Checks that each entry of a list is one, and names the first that is not.
+fn each(list: &[String], what: &str, is_one: impl Fn(&str) -> bool) -> Result<(), String> {
+    let wrong = list.iter().find(|entry| !is_one(entry));
+    wrong.map_or(Ok(()), |entry| Err(format!("{entry:?} is not {what}")))
+}
+
+fn is_bare_name(entry: &str) -> bool {
+    !entry.is_empty() && !entry.contains(['/', '\0'])
+}
+
 /// A rule without lists that finds nothing: a base for the others.
 const RULE: Rule = Rule {
     id: "",
@@ -105,11 +115,13 @@ const RUNTIME_SPEC: &str =
 pub const SPECIFICATION: &str = "specification";
 /// A property that is in no specification; found by [`super::lint`].
 pub const UNKNOWN_PROPERTY: &str = "unknown-property";
-/// What this runtime does not do, or this host not offer; found by the engine.
+/// What this runtime does not do; found by the engine.
 pub const UNSUPPORTED: &str = "unsupported";
+/// What is not there where the bundle is looked at, and may be where it will run; found by who loads it and the engine.
+pub const NOT_ON_THIS_HOST: &str = "not-on-this-host";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 33] = [
+pub static ALL: [Rule; 35] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -126,8 +138,15 @@ pub static ALL: [Rule; 33] = [
     },
     Rule {
         id: UNSUPPORTED,
-        why: "rt refuses the bundle on this host",
-        fix: "leave it out, or run the bundle where it is supported",
+        why: "rt refuses the bundle",
+        fix: "leave it out, or run the bundle with a runtime that supports it",
+        reference: RUNTIME_SPEC,
+        ..RULE
+    },
+    Rule {
+        id: NOT_ON_THIS_HOST,
+        why: "rt refuses the bundle here; it may be right where it will run",
+        fix: "look at the bundle on the host that it is for",
         reference: RUNTIME_SPEC,
         ..RULE
     },
@@ -158,6 +177,7 @@ pub static ALL: [Rule; 33] = [
     resources::MEMORY_LIMIT,
     resources::PIDS_LIMIT,
     resources::CPU_LIMIT,
+    resources::REAL_TIME,
     resources::OOM_SCORE,
     resources::HOOKS,
     resources::OPEN_DESCRIPTORS,

@@ -76,6 +76,20 @@ pub(super) const CPU_LIMIT: Rule = Rule {
     ..RULE
 };
 
+pub(super) const REAL_TIME: Rule = Rule {
+    id: "real-time",
+    why: "a real-time process goes before all of the host's others, and keeps them from running if it never waits",
+    fix: "leave process.scheduler, process.ioPriority and the realtime properties of linux.resources.cpu out",
+    reference: "https://man7.org/linux/man-pages/man7/sched.7.html",
+    judge: |posture, _| {
+        let facts = posture.real_time.iter();
+        facts
+            .map(|fact| Weakness::new(&fact.at, fact.value.as_str()))
+            .collect()
+    },
+    ..RULE
+};
+
 pub(super) const OOM_SCORE: Rule = Rule {
     id: "oom-score",
     why: "where memory runs out, the kernel ends the host's own processes before those of the container",

@@ -1,6 +1,7 @@
 //! Who the container's processes are: namespaces, users and capabilities.
 
-use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness, weakness_if};
+use super::{ALLOW, FORBID, POD_SECURITY, RULE, RUNTIME_SPEC, Rule, Weakness, each, weakness_if};
+use crate::verify::config::NAMESPACES;
 use crate::verify::posture::{Fact, Sharing};
 
 const USER_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/user_namespaces.7.html";
@@ -13,6 +14,11 @@ pub(super) const HOST_NAMESPACES: Rule = Rule {
     fix: "list the type in linux.namespaces, without a path or with that of another container",
     reference: POD_SECURITY,
     lists: FORBID,
+    check: |setting| {
+        let kinds = NAMESPACES.map(|(kind, _, _)| kind);
+        let what = format!("a kind of namespace: {}", kinds.join(", "));
+        each(&setting.forbid, &what, |entry| kinds.contains(&entry))
+    },
     judge: |posture, setting| {
         let shared = posture.namespaces.iter().filter(|(kind, fact)| {
             fact.value == Sharing::Host && setting.forbid.iter().any(|one| one == *kind)
@@ -23,7 +29,6 @@ pub(super) const HOST_NAMESPACES: Rule = Rule {
             })
             .collect()
     },
-    ..RULE
 };
 
 pub(super) const USER_NAMESPACE: Rule = Rule {
@@ -101,6 +106,10 @@ pub(super) const CAPABILITIES: Rule = Rule {
     fix: "remove it from process.capabilities, from every set",
     reference: MAN_CAPABILITIES,
     lists: ALLOW,
+    check: |setting| {
+        let is_known = |entry: &str| entry.parse::<caps::Capability>().is_ok();
+        each(&setting.allow, "a capability, as \"CAP_CHOWN\"", is_known)
+    },
     judge: |posture, setting| {
         let mut weaknesses = Vec::new();
         // Nothing can be in another set for long that is not in these.
@@ -126,7 +135,6 @@ pub(super) const CAPABILITIES: Rule = Rule {
         }
         weaknesses
     },
-    ..RULE
 };
 
 pub(super) const INHERITED_CAPABILITIES: Rule = Rule {
