@@ -233,7 +233,7 @@ fn reach(posture: &Posture, forbid: &[Pattern], source: &Path) -> Option<String>
         .find_map(|one| Some((one, one.meets(source)?)));
     match met {
         Some((_, Match::Named)) => return Some(String::new()),
-        Some((one, Match::Below)) => return Some(format!(", with {one}")),
+        Some((one, Match::Below)) => return Some(format!(", with {one},")),
         None => {}
     }
     // Whoever writes there chooses what the runtime does, and which programs it executes on the host.
