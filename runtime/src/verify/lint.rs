@@ -371,6 +371,11 @@ fn overlaps(at: &str, ranges: Option<&Vec<LinuxIdMapping>>, found: &mut Vec<Weak
         u64::from(one) < end(two, two_size) && u64::from(two) < end(one, one_size)
     };
     for (index, one) in ranges.iter().enumerate() {
+        let ends_beyond = |start: u32| start.checked_add(one.size()).is_none();
+        if one.size() == 0 || ends_beyond(one.container_id()) || ends_beyond(one.host_id()) {
+            let what = "it has no ids, or goes beyond the greatest";
+            found.push(Weakness::new(format!("{at}[{index}]"), what));
+        }
         let is_met = ranges[..index].iter().any(|two| {
             meet(
                 one.container_id(),

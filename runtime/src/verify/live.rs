@@ -505,6 +505,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_of_the_kernel_is_told_from_a_file_in_one() {
+        let mut seen = observation();
+        seen.mounts.push_str(
+            "57 52 0:7 / /sys/kernel/debug rw - debugfs debugfs rw\n\
+             58 50 0:6 /null /dev/null rw - devtmpfs udev rw\n",
+        );
+        let posture = posture(&seen);
+        let is_whole = |kind: &str| {
+            let mut mounts = posture.mounts.iter().map(|one| &one.value);
+            let mount = mounts.find(|one| one.kind == kind).unwrap();
+            mount.is_whole
+        };
+        assert!(is_whole("debugfs") && !is_whole("devtmpfs"));
+        let debug = Path::new("/sys/kernel/debug");
+        assert!(!posture.masked.value.iter().any(|one| one == debug));
+    }
+
+    #[test]
     fn what_a_hostile_guest_says_is_read_without_a_panic() {
         let mut seen = observation();
         seen.mounts =

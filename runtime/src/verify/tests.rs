@@ -231,6 +231,17 @@ const PLANTED: &[Planted] = &[
         "overlaps",
     ),
     (
+        |c| {
+            let map = json!({"containerID": 0, "hostID": 7, "size": 1});
+            push(&mut c["linux"]["namespaces"], json!({"type": "user"}));
+            c["linux"]["uidMappings"] = json!([map]);
+            c["linux"]["gidMappings"] = json!([{"containerID": 1, "hostID": 7, "size": u32::MAX}]);
+        },
+        "specification",
+        "linux.gidMappings[0]",
+        "beyond",
+    ),
+    (
         |c| c["root"]["path"] = json!("nowhere"),
         "not-on-this-host",
         "root.path",
@@ -415,7 +426,7 @@ const PLANTED: &[Planted] = &[
         |c| c["process"]["selinuxLabel"] = json!("staff_u:sysadm_r:container_t:s0:c1,c2"),
         "selinux",
         "process.selinuxLabel",
-        "the role is sysadm_r",
+        "the role is \"sysadm_r\"",
     ),
     (
         |c| c["process"]["selinuxLabel"] = json!("system_u:system_r:spc_t:s0"),

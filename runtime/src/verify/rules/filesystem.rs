@@ -282,9 +282,8 @@ pub(super) const MOUNT_TYPES: Rule = Rule {
     judge: |posture, setting| {
         let mounts = posture.mounts.iter();
         // A bind mount of a single file of one, as of /dev/null, is judged by its path.
-        let forbidden = mounts.filter(|Fact { value, .. }| {
-            value.is_whole && setting.forbid.iter().any(|kind| *kind == value.kind)
-        });
+        let forbidden = mounts
+            .filter(|Fact { value, .. }| value.is_whole && setting.forbid.contains(&value.kind));
         forbidden
             .map(|Fact { at, value }| {
                 let destination = value.destination.display();

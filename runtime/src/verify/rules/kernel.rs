@@ -126,7 +126,7 @@ pub(super) const SELINUX: Rule = Rule {
         ]
         .into_iter()
         .filter(|(_, _, is_usual)| !is_usual)
-        .map(|(part, value, _)| Weakness::new(&fact.at, format!("the {part} is {value}")))
+        .map(|(part, value, _)| Weakness::new(&fact.at, format!("the {part} is {value:?}")))
         .collect()
     },
     ..RULE
