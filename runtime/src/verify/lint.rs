@@ -84,8 +84,9 @@ pub fn contradictions(config: &Value, spec: &Spec) -> Vec<Weakness> {
             let at = format!("mounts[{index}].destination");
             found.push(Weakness::new(at, "it must be an absolute path"));
         }
-        let source = mount.source().as_deref().unwrap_or(Path::new(""));
-        if is_bind(mount) && source.as_os_str().is_empty() {
+        // In `spec` it counts from the bundle already.
+        let source = &config["mounts"][index]["source"];
+        if is_bind(mount) && source.as_str().unwrap_or_default().is_empty() {
             let at = format!("mounts[{index}].source");
             found.push(Weakness::new(at, "a bind mount needs one"));
         }

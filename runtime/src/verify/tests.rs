@@ -184,6 +184,12 @@ const PLANTED: &[Planted] = &[
         "needs one",
     ),
     (
+        |c| c["mounts"][5]["source"] = json!(""),
+        "specification",
+        "mounts[5].source",
+        "needs one",
+    ),
+    (
         |c| c["linux"]["devices"] = json!([{"path": "/dev/null", "type": "c", "major": 1}]),
         "specification",
         "linux.devices[0].minor",
