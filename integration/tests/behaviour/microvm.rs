@@ -23,6 +23,10 @@ pub const CLAIMS: &[Entry] = &[
         memory_that_a_workload_freed_goes_back_to_the_host,
     ),
     (
+        "labels_of_the_hosts_security_modules_stay_there",
+        labels_of_the_hosts_security_modules_stay_there,
+    ),
+    (
         "a_thread_that_a_guest_has_taken_over_gets_nowhere",
         a_thread_that_a_guest_has_taken_over_gets_nowhere,
     ),
@@ -226,6 +230,21 @@ fn memory_that_a_workload_freed_goes_back_to_the_host(fixture: &Fixture) -> Clai
         );
         Ok(())
     })
+}
+
+/// As docker names a profile for a container and for each process of exec.
+fn labels_of_the_hosts_security_modules_stay_there(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["process"]["apparmorProfile"] = json!("docker-default");
+    bundle.spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+    bundle.args(&["/bin/sleep", "1000"]);
+    let id = fixture.id("labels");
+    fixture.start_detached(&bundle, &id)?;
+    let mut exec = fixture.rt(&["exec", &id]);
+    exec.args(["echo", "inside"]);
+    let outcome = fixture.complete(exec, Vec::new())?.success()?;
+    ensure_eq!(outcome.stdout, "inside\n", "stdout");
+    Ok(())
 }
 
 /// Hostile code in the place of a device thread and of a vCPU, in a process that is in its jail.

@@ -83,13 +83,14 @@ fn the_given_network_is_joined(fixture: &Fixture) -> Claim {
         return Ok(());
     };
     let mut bundle = bundle_in(fixture, &cable)?;
+    bundle.spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "7"});
     bundle.script(
-        "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ip -o addr show dev eth0 | awk '{ print $4 }' | \
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ip -o addr show dev eth0 | awk '{ print $4 }' | \
          grep -v ^fe80: | sort; ip route | sed 's/ *$//' | sort; ip -6 route | grep -c '^default via fd99::1'; \
          ip -o link show lo | grep -c ,UP",
     );
     let expected = format!(
-        "{LINK_ADDRESS}\n1400\n10.99.0.2/24\nfd99::2/64\n10.99.0.0/24 dev eth0 scope link  src {INSIDE}\n\
+        "7\n{LINK_ADDRESS}\n1400\n10.99.0.2/24\nfd99::2/64\n10.99.0.0/24 dev eth0 scope link  src {INSIDE}\n\
          192.0.2.0/24 via {OUTSIDE} dev eth0  metric 50\ndefault via {OUTSIDE} dev eth0\n1\n1\n"
     );
     ensure_eq!(

@@ -84,8 +84,7 @@ impl Container {
         }
         let spec = match network {
             Some(network) => {
-                network::enter_new_namespace(network)
-                    .and_then(|()| network::keep_namespace(&self.network))
+                network::make_namespace(network, &self.network)
                     .map_err(|error| internal(&error))?;
                 Cow::Owned(self.spec_with_own_network()?)
             }
@@ -114,7 +113,7 @@ impl Container {
         Ok(started(created.pid))
     }
 
-    /// The spec for a container that joins this process's network namespace.
+    /// The spec for a container that joins the network namespace that was made for it.
     fn spec_with_own_network(&self) -> Result<Spec, Failure> {
         let mut spec = self.spec.clone();
         let namespaces = spec

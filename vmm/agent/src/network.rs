@@ -67,20 +67,31 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError
     }
 }
 
-/// Makes a network namespace for the caller, with the machine's interfaces in it.
+/// Makes a network namespace with the machine's interfaces in it, and keeps it at `path`, a file to be made, also when no
+/// process is in it. The caller stays where it is.
 ///
 /// # Errors
 /// [`NetworkError`] for the first thing that fails.
-pub(crate) fn enter_new_namespace(network: &Network) -> Result<(), NetworkError> {
+pub(crate) fn make_namespace(network: &Network, path: &Path) -> Result<(), NetworkError> {
+    let own =
+        File::open("/proc/thread-self/ns/net").map_err(io_error("open the network namespace"))?;
     let mut outside = Netlink::open().map_err(io_error("open a netlink socket"))?;
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|errno| io_error("make a network namespace")(errno.into()))?;
+    let made = set_up(network, &mut outside).and_then(|()| keep_namespace(path));
+    setns(own, CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| io_error("leave the network namespace")(errno.into()))?;
+    made
+}
+
+/// Brings the machine's interfaces into the caller's namespace; `outside` reaches where they are.
+fn set_up(network: &Network, outside: &mut Netlink) -> Result<(), NetworkError> {
     let namespace =
         File::open("/proc/thread-self/ns/net").map_err(io_error("open the network namespace"))?;
     engine::loopback_up()?;
     for interface in &network.interfaces {
         let mut moved = LinkMessage::default();
-        moved.header.index = device(&mut outside, interface)?;
+        moved.header.index = device(outside, interface)?;
         moved.attributes = vec![
             LinkAttribute::NetNsFd(namespace.as_raw_fd()),
             LinkAttribute::IfName(interface.name.clone()),
@@ -133,11 +144,8 @@ pub(crate) fn enter_new_namespace(network: &Network) -> Result<(), NetworkError>
     Ok(())
 }
 
-/// Keeps the caller's network namespace at `path`, a file to be made, also when no process is in it.
-///
-/// # Errors
-/// [`NetworkError::Io`].
-pub(crate) fn keep_namespace(path: &Path) -> Result<(), NetworkError> {
+/// Keeps the caller's network namespace at `path`.
+fn keep_namespace(path: &Path) -> Result<(), NetworkError> {
     let failed = || io_error("keep the network namespace");
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed())?;

@@ -8,6 +8,7 @@ use oci_spec::runtime::Process;
 use protocol::message::ExecRequest;
 use protocol::method::Exec;
 
+use super::guest_spec::remove_labels;
 use super::report::Reporter;
 use super::stand_in::{self, StandIn, StandInError, io_error};
 
@@ -68,13 +69,15 @@ impl Execution<'_> {
             self.console_socket.is_some() && self.process.terminal().unwrap_or(false);
         let signals = stand_in::take_place(self.cgroup_path, has_terminal)?;
         fault::point("stand-in.in-cgroup");
-        let (process, socket) = (self.process, self.console_socket);
-        let mut connected = stand_in::connect_streams(signals, self.machine, process, socket)?;
+        let mut process = self.process.clone();
+        remove_labels(&mut process);
+        let socket = self.console_socket;
+        let mut connected = stand_in::connect_streams(signals, self.machine, &process, socket)?;
         fault::point("stand-in.streams-connected");
         connected.agent.call::<Exec>(&ExecRequest {
             id: self.id.to_owned(),
             exec_id: exec_id.to_owned(),
-            process_json: serde_json::to_string(process)
+            process_json: serde_json::to_string(&process)
                 .map_err(|error| io_error("encode the process")(error.into()))?,
             stdio: Some(connected.relay.stdio()),
             sub_cgroup: self.sub_cgroup.to_owned(),

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, LinuxDeviceType, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Hook, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
 use protocol::{ROOTFS_TAG, SHARES_DIR, VOLUMES_TAG};
 
 use crate::bundle::Bundle;
@@ -121,8 +121,7 @@ pub fn rewrite(
     spec.set_mounts(Some(mounts));
     rewrite_hooks(&mut spec, &mut volumes)?;
     if let Some(process) = spec.process_mut() {
-        // Labels of the host's security modules: they confine the VMM's side, not a process under another kernel.
-        process.set_apparmor_profile(None).set_selinux_label(None);
+        remove_labels(process);
     }
     let network = rewrite_linux(&mut spec, id, pod)?;
     Ok(GuestSpec {
@@ -181,6 +180,11 @@ fn share_bind_source(
         read_only,
     })));
     Ok(())
+}
+
+/// Takes the labels of the host's security modules away: they confine the VMM's side, not a process under another kernel.
+pub fn remove_labels(process: &mut Process) {
+    process.set_apparmor_profile(None).set_selinux_label(None);
 }
 
 /// Hooks of the runtime namespace run on the host; createContainer is taken to the guest as a volume; startContainer
