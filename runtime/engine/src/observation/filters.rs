@@ -1,13 +1,16 @@
 //! The seccomp filters that are in force, read back from the kernel (ptrace(2), `PTRACE_SECCOMP_GET_FILTER`).
 
+use std::collections::BTreeSet;
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::Instruction;
+use super::{Instruction, Thread, ThreadFilters};
 
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 
@@ -17,8 +20,77 @@ const LENGTH_LIMIT: usize = 4096;
 /// How many filters are read; the kernel's bound is on their length together.
 const COUNT_LIMIT: usize = 64;
 
+/// How long a thread may take to stop: one that waits for a child of vfork(2) does not before that child lets it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the threads of a container may take together.
+const PATIENCE_FOR_ALL: Duration = Duration::from_secs(8);
+
+/// How many threads of a container are asked.
+const THREAD_LIMIT: usize = 1024;
+
+/// How many of their answers are told that differ.
+const ANSWER_LIMIT: usize = 16;
+
+/// The filters of a thread, or why they cannot be read.
+pub(super) type Filters = Result<Vec<Vec<Instruction>>, String>;
+
 /// The filters of a thread; `status` is its file of that name. `Err`: why they cannot be read.
-pub(super) fn read(thread: Pid, status: &str) -> Result<Vec<Vec<Instruction>>, String> {
+pub(super) fn read(thread: Pid, status: &str) -> Filters {
+    as_tracer(|| read_until(thread, status, Instant::now() + PATIENCE))
+}
+
+/// Runs `work` in a thread of its own: what does not stop in time cannot be let go, other than by the end of its tracer.
+fn as_tracer<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let tracer = thread::Builder::new().spawn_scoped(scope, work);
+        let tracer = tracer.map_err(|error| format!("no thread can be made: {error}"))?;
+        let ended = tracer.join();
+        ended.unwrap_or_else(|_| Err("it could not be looked at".to_owned()))
+    })
+}
+
+/// What the filters of `threads` are that differ from `first`; a thread of each kind. `Err`: not all could be asked.
+pub(super) fn that_differ(
+    first: &Filters,
+    threads: &[Thread],
+) -> (Vec<ThreadFilters>, Result<(), String>) {
+    let mut differ = Vec::new();
+    let all = as_tracer(|| {
+        let end = Instant::now() + PATIENCE_FOR_ALL;
+        let mut known = BTreeSet::new();
+        for (asked, thread) in threads.iter().enumerate() {
+            if asked == THREAD_LIMIT {
+                return Err(format!("more than {THREAD_LIMIT} threads"));
+            }
+            let tid = Pid::from_raw(thread.tid);
+            let until = end.min(Instant::now() + PATIENCE);
+            let filters = read_until(tid, &thread.status, until);
+            let has_ended = || !std::path::Path::new(&format!("/proc/{tid}")).exists();
+            if filters == *first || (filters.is_err() && has_ended()) {
+                continue;
+            }
+            if !known.insert(filters.clone()) {
+                continue;
+            }
+            if differ.len() == ANSWER_LIMIT {
+                return Err(format!("more than {ANSWER_LIMIT} kinds of filters"));
+            }
+            differ.push(ThreadFilters {
+                pid: thread.pid,
+                tid: thread.tid,
+                filters,
+            });
+            if Instant::now() > end {
+                return Err("the threads take too long to stop".to_owned());
+            }
+        }
+        Ok(())
+    });
+    (differ, all)
+}
+
+fn read_until(thread: Pid, status: &str, end: Instant) -> Filters {
     // 0: none, 1: the strict mode, 2: filters.
     let mode = status
         .lines()
@@ -26,13 +98,13 @@ pub(super) fn read(thread: Pid, status: &str) -> Result<Vec<Vec<Instruction>>, S
     if mode.map(str::trim) == Some("0") {
         return Ok(Vec::new());
     }
-    let _held =
-        Held::new(thread).map_err(|error| format!("it cannot be held to be looked at: {error}"))?;
+    let _held = Held::new(thread, end)
+        .map_err(|error| format!("it cannot be held to be looked at: {error}"))?;
     let mut filters = Vec::new();
     while filters.len() < COUNT_LIMIT {
         match filter(thread, filters.len()) {
             Ok(program) => filters.push(program),
-            Err(Errno::ENOENT) => break,
+            Err(Errno::ENOENT) => return Ok(filters),
             // A kernel without CONFIG_CHECKPOINT_RESTORE knows no such request.
             Err(Errno::EIO | Errno::EINVAL) => {
                 return Err("this kernel does not tell a filter".to_owned());
@@ -43,20 +115,32 @@ pub(super) fn read(thread: Pid, status: &str) -> Result<Vec<Vec<Instruction>>, S
             Err(error) => return Err(format!("the kernel does not tell them: {error}")),
         }
     }
-    Ok(filters)
+    Err(format!("there are more than {COUNT_LIMIT}"))
 }
 
 /// A thread that is held, and goes on when this is dropped.
 struct Held(Pid);
 
 impl Held {
-    fn new(thread: Pid) -> io::Result<Self> {
+    fn new(thread: Pid, end: Instant) -> io::Result<Self> {
         ptrace::seize(thread, ptrace::Options::empty())?;
         let held = Self(thread);
         ptrace::interrupt(thread)?;
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG;
+        // SIGCHLD is whosever this process is: the kernel has no other event for it.
+        let mut pause = Duration::from_micros(50);
         loop {
-            match waitpid(thread, Some(WaitPidFlag::__WALL)) {
+            match waitpid(thread, Some(flags)) {
                 Err(Errno::EINTR) => {}
+                Ok(WaitStatus::StillAlive) if Instant::now() < end => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(10));
+                }
+                Ok(WaitStatus::StillAlive) => {
+                    let seconds = PATIENCE.as_secs();
+                    let text = format!("it did not stop within {seconds} s");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
                 Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => {
                     return Err(io::Error::other("it has ended"));
                 }
@@ -70,7 +154,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // It is gone, otherwise.
+        // It is gone, otherwise, or did not stop: then it is let go when its tracer ends.
         let _ = ptrace::detach(self.0, None);
     }
 }

@@ -3,8 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
+
 use super::Limits;
 use crate::cgroup::{Layout, allowed_devices, memory_bound};
+
+/// How many cgroups below one are looked into.
+const DIRECTORY_LIMIT: usize = 4096;
 
 /// The directories of a process's cgroups.
 pub(super) struct Cgroups {
@@ -70,7 +75,59 @@ impl Cgroups {
             }),
             pids: self.least("pids", "pids.max", "pids.max", |text| text.parse().ok()),
             cpu: self.processors(),
+            memory_and_swap: self.memory_and_swap(),
+            cpus: self.cpuset("cpus"),
+            mems: self.cpuset("mems"),
         }
+    }
+
+    fn memory_and_swap(&self) -> Option<u64> {
+        if self.v1("memory").is_some() {
+            let file = "memory.memsw.limit_in_bytes";
+            return self.least("memory", file, file, |text| {
+                memory_bound(text.parse().ok()?)
+            });
+        }
+        let memory = self.least("memory", "", "memory.max", |text| text.parse().ok())?;
+        let swap: u64 = self.least("memory", "", "memory.swap.max", |text| text.parse().ok())?;
+        Some(memory.saturating_add(swap))
+    }
+
+    /// The processors, or nodes of memory, in the kernel's form of a list.
+    fn cpuset(&self, of: &str) -> Option<String> {
+        let (file, cgroup) = match self.v1("cpuset") {
+            Some((_, cgroup)) => (format!("cpuset.{of}"), cgroup),
+            None => (format!("cpuset.{of}.effective"), self.v2()?.1),
+        };
+        let text = fs::read_to_string(cgroup.join(file)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// The processes of the cgroup, and of those below it, in one hierarchy; none if that is its root or ours.
+    pub(super) fn processes(&self, ours: &Self) -> Vec<Pid> {
+        let is_of_its_own = |(_, mount, cgroup): &&(Vec<String>, PathBuf, PathBuf)| {
+            cgroup != mount && ours.all.iter().all(|(_, _, one)| !one.starts_with(cgroup))
+        };
+        let Some((_, _, cgroup)) = self.all.iter().find(is_of_its_own) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        let mut left = vec![cgroup.clone()];
+        while let Some(directory) = left.pop() {
+            if left.len() > DIRECTORY_LIMIT {
+                break;
+            }
+            let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            let pids = text.lines().filter_map(|line| line.parse().ok());
+            found.extend(pids.filter(|pid| *pid > 0).map(Pid::from_raw));
+            let below = fs::read_dir(directory).into_iter().flatten().flatten();
+            left.extend(
+                below
+                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        found
     }
 
     fn processors(&self) -> Option<u64> {

@@ -1,18 +1,22 @@
 //! What the kernel says of a container's processes, word for word, for whoever compares it with what was asked for.
 //!
-//! It reads and changes nothing; only for a seccomp filter is the process held for a moment, as by a debugger. The
-//! processes are hostile: nothing is looked up in their root, and what they can make long is bounded. It runs in the
-//! guest too, from where its answer is as trusted as the guest.
+//! It reads and changes nothing; only for a seccomp filter is a thread held for a moment, as by a debugger. The processes
+//! are hostile: what is looked up in their root cannot lead out of it and is not opened, what they can make long is
+//! bounded, and where a bound was met that is told. It runs in the guest too, from where its answer is as trusted as the
+//! guest.
 
 mod descriptors;
 mod filters;
 mod limits;
+mod places;
+mod processes;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
@@ -22,12 +26,6 @@ use crate::error::{Context, Error};
 
 /// How many bytes of a file are read.
 const TEXT_LIMIT: u64 = 4 << 20;
-
-/// How many threads are looked at.
-const THREAD_LIMIT: usize = 4096;
-
-/// The lines of a thread's status that are about its rights, and its name.
-const RIGHTS: [&str; 6] = ["Name:", "Uid:", "Gid:", "Cap", "NoNewPrivs:", "Seccomp"];
 
 /// Files of the kernel that tell of it or change it; those that a kernel does not have need not be hidden.
 const SENSITIVE: [&str; 20] = [
@@ -65,6 +63,10 @@ pub struct Observation {
     pub namespaces: BTreeMap<String, Namespace>,
     /// `/proc/pid/uid_map`.
     pub uid_map: String,
+    /// `/proc/pid/gid_map`.
+    pub gid_map: String,
+    /// `/proc/pid/limits`.
+    pub rlimits: String,
     /// `/proc/pid/mountinfo`.
     pub mounts: String,
     /// The same of the system's first process.
@@ -75,16 +77,41 @@ pub struct Observation {
     pub threads: Vec<Thread>,
     /// `/proc/pid/oom_score_adj`.
     pub oom_score: i32,
-    /// Which of the kernel's sensitive files, and of those that the configuration names, there are not.
-    pub absent: Vec<String>,
-    /// Descriptors, working directories and roots that are in none of the process's mounts.
+    /// What is at the kernel's sensitive files, at the paths that the configuration names, and at each mount point.
+    pub places: Vec<Place>,
+    /// Whether nothing is above the root, as after pivot_root(2): whoever only called chroot(2) gets out by calling it
+    /// again. `Err`: why that is not known.
+    pub root_is_top: Result<bool, String>,
+    /// Descriptors, working directories and roots that are in none of the process's mounts, namespaces of the host, and
+    /// processes that are not the container's.
     pub outside: Vec<Outside>,
+    /// Threads that are elsewhere than the process.
+    pub strays: Vec<Stray>,
     /// The devices that may be used, in the form of the devices cgroup: `c 1:3 rwm`. `Err`: why that is not known.
     pub devices: Result<Vec<String>, String>,
     /// The limits in force, also those of cgroups above.
     pub limits: Limits,
     /// The seccomp filters of the process, the newest first. `Err`: why they cannot be read.
     pub seccomp: Result<Vec<Vec<Instruction>>, String>,
+    /// The filters of other threads, a thread for each kind that is not the process's.
+    pub other_filters: Vec<ThreadFilters>,
+    /// What was not looked at whole, and why.
+    pub unseen: BTreeMap<Topic, String>,
+}
+
+/// What can be too much to be looked at whole.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Topic {
+    /// `mounts`, and `places`.
+    Mounts,
+    /// `threads`.
+    Threads,
+    /// `outside`.
+    Descriptors,
+    /// `strays`.
+    Processes,
+    /// `other_filters`.
+    Filters,
 }
 
 /// A namespace's identity.
@@ -92,8 +119,71 @@ pub struct Observation {
 pub struct Namespace {
     /// The process's.
     pub own: u64,
-    /// Those of the system's first process and of the one that looks.
+    /// Those of the system's first process, of the kernel's threads, and of the one that looks.
     pub host: Vec<u64>,
+    /// Whether the system's first one is among them.
+    pub is_host_known: bool,
+}
+
+/// A path of the container.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Place {
+    /// As it is named.
+    pub path: String,
+    /// What a process of the container sees there. `Err`: why that is not known.
+    pub found: Result<Option<Visible>, String>,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Visible {
+    /// The path without links, in the container's root.
+    pub path: String,
+    /// The mount that it is in, by its number in mountinfo.
+    pub mount: u64,
+    /// The type of file (`S_IFMT`).
+    pub file: u32,
+    /// The device that it is, if it is one.
+    pub device: (u32, u32),
+    /// The device that it is on.
+    pub of: (u32, u32),
+    /// Its inode.
+    pub inode: u64,
+    /// Bytes; what that means for a directory is the file system's to say.
+    pub size: u64,
+}
+
+/// Where a thread is that it should not be.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum StrayKind {
+    /// In a namespace of the host.
+    InTheHosts,
+    /// In a namespace that is neither the container's nor the host's.
+    InAnother,
+    /// In a cgroup that is not the container's.
+    Outside,
+}
+
+/// A thread that is elsewhere than the container's first process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Stray {
+    /// Its process.
+    pub pid: i32,
+    /// The file of /proc that tells.
+    pub at: String,
+    /// Where it is.
+    pub kind: StrayKind,
+}
+
+/// The filters of a thread.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ThreadFilters {
+    /// Its process.
+    pub pid: i32,
+    /// Its own id.
+    pub tid: i32,
+    /// The newest first. `Err`: why they cannot be read.
+    pub filters: Result<Vec<Vec<Instruction>>, String>,
 }
 
 /// A thread.
@@ -125,49 +215,146 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Processor time, in thousandths of a processor.
     pub cpu: Option<u64>,
+    /// Bytes of memory and swap space together.
+    pub memory_and_swap: Option<u64>,
+    /// The processors that may be used (cpuset(7), list format), if that is told.
+    pub cpus: Option<String>,
+    /// The nodes of memory that may be used.
+    pub mems: Option<String>,
 }
 
 /// An instruction of a filter (`struct sock_filter`).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 
-/// Looks at the process `pid`, and at the threads and descriptors of `others`, which are of the same container. `spec` is
-/// what it was made from, if that is known: which of the paths to be hidden there are is then told too.
+/// Looks at the process `pid`. `members`: the processes that are of the same container; without any it is the process
+/// alone that is looked at. `spec` is what it was made from, if that is known: what is at the paths that it names is then
+/// told too.
 ///
 /// # Errors
 /// The process is not there, or its files cannot be read by this user.
-pub fn observe(pid: Pid, others: &[Pid], spec: Option<&Spec>) -> Result<Observation, Error> {
+pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observation, Error> {
     let file = |name: &str| format!("/proc/{pid}/{name}");
     let text = |name: &str| {
         let path = file(name);
         read(&path).context(|| format!("cannot read {path}"))
     };
+    let mut unseen = BTreeMap::new();
+    let mut note = |topic: Topic, all: Result<(), String>| {
+        if let Err(reason) = all {
+            unseen.entry(topic).or_insert(reason);
+        }
+    };
     let mounts = text("mountinfo")?;
     let host_mounts = host_mounts().context(|| "cannot read /proc/self/mountinfo".to_owned())?;
-    let mut processes = vec![pid];
-    processes.extend(others.iter().filter(|other| **other != pid));
+    note(Topic::Mounts, is_whole(&mounts).and(is_whole(&host_mounts)));
     let status = text("status")?;
     let cgroups = limits::Cgroups::of(&text("cgroup")?);
+    let namespaces = processes::namespaces(pid)?;
+    let mut all = vec![pid];
+    all.extend(members.iter().filter(|other| **other != pid));
+    if !members.is_empty() {
+        let (sharing, whole) = processes::sharing(&namespaces);
+        note(Topic::Processes, whole);
+        let more: Vec<Pid> = sharing
+            .into_iter()
+            .filter(|one| !all.contains(one))
+            .collect();
+        all.extend(more);
+    }
+    let (threads, whole) = processes::threads(&all);
+    note(Topic::Threads, whole);
+    let strays = processes::strays(pid, members, &threads, &namespaces);
+    let (outside, whole) = descriptors::outside(&all, &mounts, &namespaces);
+    note(Topic::Descriptors, whole);
+    let seen = places::look(pid, paths(spec, &mounts));
+    note(Topic::Mounts, seen.all);
+    let (seccomp, other_filters) = if cgroups.are_frozen_by_v1() {
+        (Err("the container is paused".to_owned()), Vec::new())
+    } else {
+        let first = filters::read(pid, &status);
+        // Who is looked at alone is asked thread by thread.
+        let others: &[Thread] = if members.is_empty() { &[] } else { &threads };
+        let (differ, whole) = filters::that_differ(&first, others);
+        note(Topic::Filters, whole);
+        (first, differ)
+    };
     Ok(Observation {
         pid: pid.as_raw(),
         kernel: read("/proc/version").unwrap_or_default().trim().to_owned(),
-        namespaces: namespaces(pid)?,
+        namespaces,
         uid_map: text("uid_map")?,
-        outside: descriptors::outside(&processes, &mounts, &host_mounts),
+        gid_map: text("gid_map")?,
+        rlimits: text("limits")?,
+        outside,
+        strays,
         host_mounts,
         mounts,
         label: label(&file("attr/current")),
-        threads: threads(&processes),
+        threads,
         oom_score: text("oom_score_adj")?.trim().parse().unwrap_or(0),
-        absent: absent(spec),
+        places: seen.places,
+        root_is_top: seen.root_is_top,
         devices: cgroups.devices(),
         limits: cgroups.limits(),
-        seccomp: if cgroups.are_frozen_by_v1() {
-            Err("the container is paused".to_owned())
-        } else {
-            filters::read(pid, &status)
-        },
+        seccomp,
+        other_filters,
+        unseen,
     })
+}
+
+/// The processes that are, as far as can be told, of the container that a process is of: those of its cgroup, if that is
+/// not the system's or ours.
+pub fn companions(pid: Pid) -> Vec<Pid> {
+    let cgroups = |process: &str| {
+        let text = read(&format!("/proc/{process}/cgroup")).unwrap_or_default();
+        limits::Cgroups::of(&text)
+    };
+    let mut found = cgroups(&pid.to_string()).processes(&cgroups("self"));
+    if !found.contains(&pid) {
+        found.push(pid);
+    }
+    found
+}
+
+/// Whether a text that was read did not come to the bound.
+fn is_whole(text: &str) -> Result<(), String> {
+    let is_cut = u64::try_from(text.len()).is_ok_and(|length| length >= TEXT_LIMIT);
+    if is_cut {
+        return Err(format!("more than {TEXT_LIMIT} bytes of mounts"));
+    }
+    Ok(())
+}
+
+/// The paths that are looked at: sensitive files of the kernel, what the configuration names, and mount points.
+fn paths(spec: Option<&Spec>, mounts: &str) -> Vec<String> {
+    let linux = spec.and_then(|spec| spec.linux().as_ref());
+    let lists = linux.map(|linux| [linux.masked_paths(), linux.readonly_paths()]);
+    let named = lists.into_iter().flatten().flatten().flatten().cloned();
+    let asked = spec.and_then(|spec| spec.mounts().as_ref());
+    let asked = asked.into_iter().flatten();
+    let asked = asked.map(|mount| mount.destination().to_string_lossy().into_owned());
+    let points = mounts.lines().filter_map(|line| {
+        let point = unescape(line.split(' ').nth(4)?);
+        point.into_os_string().into_string().ok()
+    });
+    let kernels = SENSITIVE.into_iter().map(str::to_owned);
+    kernels.chain(named).chain(asked).chain(points).collect()
+}
+
+/// A path of mountinfo: space, tab, line feed and backslash are written as three octal digits behind a backslash.
+pub fn unescape(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let digits = bytes.get(at + 1..at + 4).filter(|_| *byte == b'\\');
+        let code =
+            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        plain.push(code.unwrap_or(*byte));
+        at += if code.is_some() { 4 } else { 1 };
+    }
+    OsString::from_vec(plain).into()
 }
 
 /// What a process holds outside its own mounts, as [`Observation::outside`].
@@ -176,7 +363,9 @@ pub fn observe(pid: Pid, others: &[Pid], spec: Option<&Spec>) -> Result<Observat
 /// Its mounts or the system's cannot be read.
 pub fn outside(process: Pid) -> io::Result<Vec<Outside>> {
     let mounts = read(&format!("/proc/{process}/mountinfo"))?;
-    Ok(descriptors::outside(&[process], &mounts, &host_mounts()?))
+    let namespaces = processes::namespaces(process).map_err(io::Error::other)?;
+    let (found, all) = descriptors::outside(&[process], &mounts, &namespaces);
+    all.map(|()| found).map_err(io::Error::other)
 }
 
 /// The mounts of the system's first process.
@@ -206,70 +395,6 @@ fn label(path: &str) -> Option<String> {
     let text = read(path).ok()?;
     let text = text.trim_matches(['\0', '\n', ' ']);
     (!text.is_empty()).then(|| text.to_owned())
-}
-
-/// Which of the kernel's files that are sensitive, or to be hidden or protected, there are not.
-fn absent(spec: Option<&Spec>) -> Vec<String> {
-    let linux = spec.and_then(|spec| spec.linux().as_ref());
-    let lists = linux.map(|linux| [linux.masked_paths(), linux.readonly_paths()]);
-    let named = lists.into_iter().flatten().flatten().flatten();
-    let known = SENSITIVE.into_iter().chain(named.map(String::as_str));
-    known
-        .filter(|path| !Path::new(path).exists())
-        .map(str::to_owned)
-        .collect()
-}
-
-fn namespaces(pid: Pid) -> Result<BTreeMap<String, Namespace>, Error> {
-    let id = |process: &str, name: &str| {
-        let path = format!("/proc/{process}/ns/{name}");
-        let metadata = fs::metadata(&path);
-        metadata
-            .map(|file| file.ino())
-            .context(|| format!("cannot look at {path}"))
-    };
-    let mut all = BTreeMap::new();
-    for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
-        let own = match id(&pid.to_string(), name) {
-            Ok(own) => own,
-            // A kernel without this kind.
-            Err(_) if !Path::new(&format!("/proc/self/ns/{name}")).exists() => continue,
-            Err(error) => return Err(error),
-        };
-        let host = ["1", "self"].into_iter();
-        let host = host.filter_map(|process| id(process, name).ok()).collect();
-        all.insert(name.to_owned(), Namespace { own, host });
-    }
-    Ok(all)
-}
-
-fn threads(processes: &[Pid]) -> Vec<Thread> {
-    let mut threads = Vec::new();
-    for pid in processes {
-        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if threads.len() == THREAD_LIMIT {
-                return threads;
-            }
-            let name = entry.file_name();
-            let Some(tid) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            // One that ended meanwhile does nothing any more.
-            if let Ok(status) = read(&format!("/proc/{pid}/task/{tid}/status")) {
-                let is_right = |line: &&str| RIGHTS.iter().any(|name| line.starts_with(name));
-                let lines: Vec<&str> = status.lines().filter(is_right).collect();
-                threads.push(Thread {
-                    pid: pid.as_raw(),
-                    tid,
-                    status: lines.join("\n"),
-                });
-            }
-        }
-    }
-    threads
 }
 
 #[cfg(test)]
