@@ -81,7 +81,11 @@ impl Args {
             (None, directory) => bundle(Path::new(directory.unwrap_or(".")), &policy)?,
         };
         out.write_all(report.render(self.format)?.as_bytes())?;
-        Ok(u8::from(!report.holds))
+        Ok(match (report.holds, report.unseen) {
+            (false, _) => 1,
+            (true, 0) => 0,
+            (true, _) => 2,
+        })
     }
 }
 

@@ -1,13 +1,15 @@
 //! What was asked for against what the kernel says: a property for each promise that a configuration makes.
 
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use engine::observation::{Namespace, Observation, Topic};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::Serialize;
 
-use super::filter::{self, Call, Filter};
-use super::posture::{Devices, Fact, IdRange, Mount, Posture, Sharing};
-use super::printable;
+use super::config::NAMESPACES;
+use super::posture::{Devices, Fact, IdRange, Posture, Sharing};
+use super::{mounts, printable, processes, syscalls};
 use crate::isolation::Model;
 
 /// A promise, and whether it is kept. The field names are those of the JSON, and stable.
@@ -56,6 +58,17 @@ impl Property {
         }
     }
 
+    /// Makes it one that is not known where it seems to hold and not all was looked at.
+    pub(super) fn bound(&mut self, seen: &Observation, topic: Topic) {
+        if let Some(why) = seen.unseen.get(&topic)
+            && self.holds == Some(true)
+        {
+            self.found.push_str("; not known: ");
+            self.found.push_str(why);
+            self.holds = None;
+        }
+    }
+
     /// A property that is seen to hold, or not.
     pub fn new(
         name: impl Into<String>,
@@ -77,47 +90,31 @@ impl Property {
 /// What older runtimes give to every container beside what ours does: the tun device.
 const TUN: &str = "c 10:200 rwm";
 
-/// System call numbers beyond the greatest in use.
-const NUMBERS: u32 = 1024;
-
-/// The bit in the number of a call of the x32 kind.
-const X32: u32 = 0x4000_0000;
+/// What is compared.
+pub struct Comparison<'a> {
+    /// The configuration.
+    pub spec: &'a Spec,
+    /// Its posture.
+    pub asked: &'a Posture,
+    /// What was read.
+    pub seen: &'a Observation,
+    /// The posture of that.
+    pub found: &'a Posture,
+    /// Whether it was read in a guest, where the host's files have other numbers.
+    pub is_in_guest: bool,
+}
 
 /// Compares a configuration's posture with the kernel's.
-pub fn compare(spec: &Spec, asked: &Posture, found: &Posture) -> Vec<Property> {
+pub fn compare(one: &Comparison<'_>) -> Vec<Property> {
+    let Comparison { asked, found, .. } = *one;
     let mut all = Vec::new();
     for (kind, asked) in &asked.namespaces {
-        let Some(found) = found.namespaces.get(kind) else {
-            continue;
-        };
-        let name = |sharing: &Sharing| match sharing {
-            Sharing::Own => "its own",
-            Sharing::Host => "the host's",
-        };
-        let holds = asked.value == Sharing::Host || found.value == Sharing::Own;
-        let found = Fact::new(&found.at, name(&found.value).to_owned());
-        all.push(Property::new(
-            format!("namespace.{kind}"),
-            name(&asked.value),
-            &found,
-            holds,
-        ));
+        if let Some(found) = found.namespaces.get(kind) {
+            all.push(namespace(one, kind, asked, found));
+        }
     }
     all.push(user_ids(asked, found));
-    let uid = |uid: u32| {
-        if uid == u32::MAX {
-            "none".to_owned()
-        } else {
-            uid.to_string()
-        }
-    };
-    all.push(Property::new(
-        "user",
-        uid(asked.uid.value),
-        &Fact::new(&found.uid.at, uid(found.uid.value)),
-        // A workload may give up root, and not become it.
-        asked.uid.value == 0 || found.uid.value != 0,
-    ));
+    all.extend(processes::properties(one));
     for (set, found) in &found.capabilities {
         let nothing = Default::default();
         let asked = asked
@@ -150,32 +147,8 @@ pub fn compare(spec: &Spec, asked: &Posture, found: &Posture) -> Vec<Property> {
         ),
         found.no_new_privileges.value || !asked.no_new_privileges.value,
     ));
-    all.push(seccomp(spec, asked, found));
-    all.push(paths(
-        "masked-paths",
-        &asked.masked.value,
-        &found.masked,
-        |_| false,
-    ));
-    all.push(paths(
-        "read-only-paths",
-        &asked.read_only.value,
-        &found.read_only,
-        |path| {
-            found.masked.value.iter().any(|one| path.starts_with(one))
-                || found
-                    .mount_of(path)
-                    .is_some_and(|mount| mount.value.is_read_only)
-        },
-    ));
-    let root = &found.root_is_read_only;
-    all.push(Property::new(
-        "root-read-only",
-        asked.root_is_read_only.value.to_string(),
-        &Fact::new(&root.at, root.value.to_string()),
-        root.value || !asked.root_is_read_only.value,
-    ));
-    mounts(asked, found, &mut all);
+    all.push(syscalls::property(one));
+    all.extend(mounts::properties(one));
     all.push(devices(asked, found));
     for (name, asked, found) in [
         ("memory-limit", &asked.memory_limit, &found.memory_limit),
@@ -188,15 +161,137 @@ pub fn compare(spec: &Spec, asked: &Posture, found: &Posture) -> Vec<Property> {
         let found = Fact::new(&found.at, text(found.value));
         all.push(Property::new(name, text(asked.value), &found, holds));
     }
-    let cpu = &found.has_cpu_limit;
-    let text = |is_limited: bool| if is_limited { "limited" } else { "not limited" };
-    all.push(Property::new(
-        "cpu-limit",
-        text(asked.has_cpu_limit.value),
-        &Fact::new(&cpu.at, text(cpu.value).to_owned()),
-        cpu.value || !asked.has_cpu_limit.value,
-    ));
+    all.push(cpu(one));
+    let too_many = |property: &mut Property| {
+        let topic = match property.name.as_str() {
+            name if name.starts_with("capabilities.") => Topic::Threads,
+            "no-new-privileges" => Topic::Threads,
+            "masked-paths" | "read-only-paths" => Topic::Mounts,
+            _ => return,
+        };
+        property.bound(one.seen, topic);
+    };
+    all.iter_mut().for_each(too_many);
+    if let Some(why) = one.seen.unseen.get(&Topic::Mounts) {
+        let found = Fact::new(format!("/proc/{}/mountinfo", one.seen.pid), why.clone());
+        all.push(Property {
+            holds: None,
+            ..Property::new("mounts", "all looked at", &found, true)
+        });
+    }
     all
+}
+
+/// What was not looked at whole, of a process of which nothing else is known to compare with.
+pub fn bounds(seen: &Observation) -> Vec<Property> {
+    let unseen = seen.unseen.iter().map(|(topic, why)| {
+        let name = format!("{topic:?}").to_lowercase();
+        let found = Fact::new(format!("/proc/{}", seen.pid), why.clone());
+        Property {
+            holds: None,
+            ..Property::new(name, "all looked at", &found, true)
+        }
+    });
+    unseen.collect()
+}
+
+fn namespace(
+    one: &Comparison<'_>,
+    kind: &str,
+    asked: &Fact<Sharing>,
+    found: &Fact<Sharing>,
+) -> Property {
+    let name = |sharing: &Sharing| match sharing {
+        // It may be shared with other containers.
+        Sharing::Own => "not the host's",
+        Sharing::Host => "the host's",
+    };
+    let listed = NAMESPACES.into_iter().find(|(name, ..)| *name == kind);
+    let file = listed.map_or(kind, |(_, _, file)| file);
+    let known = one.seen.namespaces.get(file);
+    let (mut said, mut holds) = (name(&found.value).to_owned(), Some(true));
+    if asked.value == Sharing::Own && found.value == Sharing::Host {
+        holds = Some(false);
+    } else if asked.value == Sharing::Own && known.is_some_and(|one| !one.is_host_known) {
+        said = "not ours; the host's cannot be seen".to_owned();
+        holds = None;
+    }
+    if let Some((_, typ, _)) = listed
+        && let Some(known) = known
+        && joins_another(one, typ, file, known)
+    {
+        said.push_str(", and another than was to be joined");
+        holds = Some(false);
+    }
+    let found = Fact::new(&found.at, said);
+    Property {
+        holds,
+        ..Property::new(
+            format!("namespace.{kind}"),
+            name(&asked.value),
+            &found,
+            true,
+        )
+    }
+}
+
+/// Whether the namespace that was to be joined is seen to be another.
+fn joins_another(
+    one: &Comparison<'_>,
+    typ: LinuxNamespaceType,
+    file: &str,
+    known: &Namespace,
+) -> bool {
+    let linux = one.spec.linux().as_ref();
+    let listed = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut listed = listed.into_iter().flatten();
+    let asked = listed
+        .find(|one| one.typ() == typ)
+        .and_then(|one| one.path().as_ref());
+    // A path may lead to something else by now, and the host's namespaces are not a guest's.
+    let Some(path) = asked.filter(|_| !one.is_in_guest) else {
+        return false;
+    };
+    let id = |path: &Path| {
+        std::fs::metadata(path)
+            .map(|file| (file.dev(), file.ino()))
+            .ok()
+    };
+    let ours = id(Path::new(&format!("/proc/self/ns/{file}")));
+    id(path)
+        .zip(ours)
+        .is_some_and(|(asked, ours)| asked.0 == ours.0 && asked.1 != known.own)
+}
+
+/// Processor time. systemd knows no finer share than a hundredth of a processor.
+fn cpu(one: &Comparison<'_>) -> Property {
+    let found = one.seen.limits.cpu;
+    let text = |limit: Option<u64>| match limit {
+        Some(limit) => format!("{}.{:03} processors", limit / 1000, limit % 1000),
+        None => "not limited".to_owned(),
+    };
+    let resources = one
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|all| all.cpu().as_ref());
+    let quota = cpu
+        .and_then(|cpu| cpu.quota())
+        .and_then(|quota| u64::try_from(quota).ok());
+    let period = cpu
+        .and_then(|cpu| cpu.period())
+        .filter(|period| *period > 0);
+    let asked = quota.filter(|quota| *quota > 0);
+    let asked = asked.and_then(|quota| {
+        quota
+            .saturating_mul(1000)
+            .checked_div(period.unwrap_or(100_000))
+    });
+    let holds =
+        asked.is_none_or(|asked| found.is_some_and(|found| found <= asked.next_multiple_of(10)));
+    let found = Fact::new(&one.found.has_cpu_limit.at, text(found));
+    Property::new("cpu-limit", text(asked), &found, holds)
 }
 
 fn user_ids(asked: &Posture, found: &Posture) -> Property {
@@ -232,174 +327,6 @@ fn user_ids(asked: &Posture, found: &Posture) -> Property {
     };
     let found = Fact::new(&found.at, text(&found.value));
     Property::new("user-ids", text(&asked.value), &found, holds)
-}
-
-/// Every call that the filter in force lets through must be one that the profile lets through.
-fn seccomp(spec: &Spec, asked: &Posture, found: &Posture) -> Property {
-    let text = |filters: &[Filter]| match filters.len() {
-        0 => "no filter".to_owned(),
-        1 => "a filter".to_owned(),
-        count => format!("{count} filters"),
-    };
-    let wanted = asked.seccomp.value.as_deref().unwrap_or_default();
-    let Some(filters) = found.seccomp.value.as_deref() else {
-        return Property {
-            name: "seccomp".to_owned(),
-            model: None,
-            asked: text(wanted),
-            found: "filters that cannot be read".to_owned(),
-            holds: wanted.is_empty().then_some(true),
-            at: found.seccomp.at.clone(),
-        };
-    };
-    let mut beyond = Vec::new();
-    if !wanted.is_empty() {
-        let cases = argument_cases(spec);
-        for (architecture, kind, bit) in [
-            (engine::AUDIT_ARCH_X86_64, "64-bit", 0),
-            (engine::AUDIT_ARCH_X86_64, "x32", X32),
-            (engine::AUDIT_ARCH_I386, "32-bit", 0),
-        ] {
-            for number in 0..NUMBERS {
-                let is_beyond = cases.iter().any(|arguments| {
-                    let mut call = Call::new(architecture, number | bit);
-                    call.arguments = *arguments;
-                    filter::answer(filters, &call).lets_through()
-                        && !filter::answer(wanted, &call).lets_through()
-                });
-                if is_beyond {
-                    beyond.push(format!("{number} ({kind})"));
-                }
-            }
-        }
-    }
-    let mut said = text(filters);
-    if !beyond.is_empty() {
-        said.push_str(" that lets more calls through: ");
-        said.push_str(&beyond.join(", "));
-    }
-    let found = Fact::new(&found.seccomp.at, said);
-    Property::new("seccomp", text(wanted), &found, beyond.is_empty())
-}
-
-/// Arguments for which a profile may answer differently: none, all bits, and what it names, with its neighbours.
-fn argument_cases(spec: &Spec) -> Vec<[u64; 6]> {
-    let mut cases = vec![[0; 6], [u64::MAX; 6]];
-    let profile = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
-    let rules = profile.and_then(|profile| profile.syscalls().as_ref());
-    for argument in rules
-        .into_iter()
-        .flatten()
-        .flat_map(|rule| rule.args().iter().flatten())
-    {
-        let value = argument.value();
-        for value in [value, value.wrapping_add(1), value.wrapping_sub(1)] {
-            let mut case = [0; 6];
-            if let Some(place) = case.get_mut(argument.index()) {
-                *place = value;
-            }
-            if !cases.contains(&case) {
-                cases.push(case);
-            }
-        }
-    }
-    cases
-}
-
-fn paths(
-    name: &str,
-    asked: &[PathBuf],
-    found: &Fact<Vec<PathBuf>>,
-    holds_anyway: impl Fn(&Path) -> bool,
-) -> Property {
-    let is_missing = |path: &&PathBuf| {
-        !found.value.iter().any(|one| path.starts_with(one)) && !holds_anyway(path)
-    };
-    let missing: Vec<String> = asked
-        .iter()
-        .filter(is_missing)
-        .map(|path| path.display().to_string())
-        .collect();
-    let holds = missing.is_empty();
-    let said = if holds {
-        "all of them".to_owned()
-    } else {
-        format!("all but {}", missing.join(", "))
-    };
-    let count = match asked.len() {
-        1 => "1 path".to_owned(),
-        count => format!("{count} paths"),
-    };
-    Property::new(name, count, &Fact::new(&found.at, said), holds)
-}
-
-fn flags(mount: &Mount) -> String {
-    let flags = [
-        (mount.is_read_only, "ro"),
-        (mount.is_nosuid, "nosuid"),
-        (mount.is_nodev, "nodev"),
-    ];
-    let set: Vec<&str> = flags
-        .into_iter()
-        .filter_map(|(is_set, name)| is_set.then_some(name))
-        .collect();
-    if set.is_empty() {
-        "mounted".to_owned()
-    } else {
-        format!("mounted {}", set.join(","))
-    }
-}
-
-fn mounts(asked: &Posture, found: &Posture, all: &mut Vec<Property>) {
-    for Fact { value: asked, .. } in &asked.mounts {
-        let name = format!("mount {}", asked.destination.display());
-        let place = found
-            .mounts
-            .iter()
-            .rev()
-            .find(|one| one.value.destination == asked.destination);
-        all.push(match place {
-            Some(Fact { at, value }) => {
-                let holds = (value.is_read_only || !asked.is_read_only)
-                    && (value.is_nosuid || !asked.is_nosuid)
-                    && (value.is_nodev || !asked.is_nodev);
-                Property::new(name, flags(asked), &Fact::new(at, flags(value)), holds)
-            }
-            // A link of the image may have led it to another place.
-            None => Property {
-                name,
-                model: None,
-                asked: flags(asked),
-                found: "nothing at this path".to_owned(),
-                holds: None,
-                at: found.masked.at.clone(),
-            },
-        });
-    }
-    let is_asked = |path: &Path| {
-        asked
-            .mounts
-            .iter()
-            .any(|one| path.starts_with(&one.value.destination))
-    };
-    for Fact { at, value } in &found.mounts {
-        let Some(source) = value
-            .source
-            .as_deref()
-            .filter(|_| !is_asked(&value.destination))
-        else {
-            continue;
-        };
-        let found = Fact::new(
-            at,
-            format!("{} of the host, {}", source.display(), flags(value)),
-        );
-        let name = format!("mount {}", value.destination.display());
-        all.push(Property::new(name, "none", &found, false));
-    }
 }
 
 fn devices(asked: &Posture, found: &Posture) -> Property {
@@ -441,7 +368,9 @@ fn devices(asked: &Posture, found: &Posture) -> Property {
         } else {
             said
         },
-        holds: (!found.devices.is_empty()).then_some(beyond.is_empty()),
+        // In a user namespace nobody makes a device node: there are those that were mounted.
+        holds: (!found.devices.is_empty() || found.user_ids.value.is_some())
+            .then_some(beyond.is_empty()),
         at: at.to_owned(),
     }
 }
@@ -450,17 +379,26 @@ fn devices(asked: &Posture, found: &Posture) -> Property {
 mod tests {
     use std::collections::BTreeSet;
 
+    use engine::observation::{Instruction, Outside, Stray, StrayKind, Thread, ThreadFilters};
+    use serde_json::json;
+
     use super::*;
-    use crate::verify::config;
+    use crate::verify::filter::Filter;
+    use crate::verify::{config, live};
 
     fn spec() -> Spec {
-        let spec = serde_json::json!({
+        let spec = json!({
             "ociVersion": "1.2.0",
             "root": {"path": "rootfs", "readonly": true},
-            "process": {"cwd": "/", "user": {"uid": 7, "gid": 7}, "noNewPrivileges": true, "capabilities": {}},
+            "process": {
+                "cwd": "/", "user": {"uid": 7, "gid": 7, "additionalGids": [8]}, "noNewPrivileges": true,
+                "capabilities": {}, "oomScoreAdj": 5, "apparmorProfile": "profile",
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}]
+            },
             "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/v", "type": "bind", "source": "/srv", "options": ["bind", "ro"]}
+                {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec"]},
+                {"destination": "/v", "type": "bind", "source": "/srv", "options": ["bind", "ro"]},
+                {"destination": "/w", "type": "bind", "source": "/srv", "options": ["rbind", "rro", "nodev"]}
             ],
             "linux": {
                 "namespaces": [
@@ -468,6 +406,7 @@ mod tests {
                     {"type": "cgroup"}, {"type": "time"}, {"type": "user"}
                 ],
                 "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+                "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}],
                 "seccomp": {
                     "defaultAction": "SCMP_ACT_ALLOW",
                     "syscalls": [{
@@ -475,128 +414,418 @@ mod tests {
                         "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]
                     }]
                 },
-                "maskedPaths": ["/proc/keys"],
+                "maskedPaths": ["/proc/keys", "/proc/acpi"],
                 "readonlyPaths": ["/proc/sys"],
                 "resources": {
                     "devices": [{"allow": false, "access": "rwm"}],
-                    "memory": {"limit": 4096}, "pids": {"limit": 9}, "cpu": {"quota": 1000}
+                    "memory": {"limit": 4096, "swap": 8192}, "pids": {"limit": 9},
+                    "cpu": {"quota": 1000, "cpus": "0-1", "mems": "0"}
                 }
             }
         });
         serde_json::from_value(spec).unwrap()
     }
 
-    fn posture() -> Posture {
+    fn filter() -> Vec<libc::sock_filter> {
         let spec = spec();
         let profile = spec.linux().as_ref().unwrap().seccomp().as_ref().unwrap();
-        let filter = Filter::new(engine::compile_seccomp(profile).unwrap());
-        let mut posture = config::posture(Path::new("/b"), &spec, vec![filter]);
-        posture.devices = vec![Fact::new("d", "c 1:3 rwm".parse().unwrap())];
-        posture
+        engine::compile_seccomp(profile).unwrap()
     }
 
-    /// The names of the properties that do not hold when this is what is found.
-    fn broken(change: impl Fn(&mut Posture)) -> Vec<String> {
-        let mut found = posture();
-        change(&mut found);
-        let all = compare(&spec(), &posture(), &found);
-        let broken = all.into_iter().filter(|one| one.holds != Some(true));
-        broken.map(|one| one.name).collect()
+    const STATUS: &str = "Uid:\t1007\t1007\t1007\t1007\nGid:\t2007\t2007\t2007\t2007\nGroups:\t2008 \n\
+        CapInh:\t0\nCapPrm:\t0\nCapEff:\t0\nCapBnd:\t0\nCapAmb:\t0\nNoNewPrivs:\t1\nSeccomp:\t2";
+
+    /// What is seen of a container that has what it asked for.
+    fn seen() -> Observation {
+        let namespace = json!({"own": 9, "host": [1], "is_host_known": true});
+        let names = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+        let namespaces: serde_json::Map<_, _> = names
+            .into_iter()
+            .map(|name| (name.to_owned(), namespace.clone()))
+            .collect();
+        let place = |path: &str, mount: u64, file: u32| {
+            json!({"path": path, "found": {"Ok": {
+                "path": path, "mount": mount, "file": file, "device": [1, 3], "of": [0, 0], "inode": 1, "size": 60
+            }}})
+        };
+        let (directory, device) = (libc::S_IFDIR, libc::S_IFCHR);
+        let filter: Vec<Instruction> = filter()
+            .into_iter()
+            .map(|one| Instruction(one.code, one.jt, one.jf, one.k))
+            .collect();
+        let seen = json!({
+            "pid": 7,
+            "kernel": "Linux version 6",
+            "namespaces": namespaces,
+            "uid_map": "0 1000 10\n",
+            "gid_map": "0 2000 10\n",
+            "rlimits": "Max open files            64                   64                   files     \n",
+            "mounts": "\
+50 40 0:50 / / ro - overlay overlay ro
+51 50 0:51 / /proc rw,nosuid,noexec - proc proc rw
+52 50 8:1 /srv /v ro - ext4 /dev/sda1 rw
+53 50 8:1 /srv /w ro,nodev - ext4 /dev/sda1 rw
+54 53 0:60 / /w/below ro - tmpfs tmpfs rw
+55 51 0:51 /sys /proc/sys ro - proc proc rw
+56 51 0:53 /null /proc/keys rw - tmpfs tmpfs rw
+57 50 0:54 / /dev/pts rw - devpts devpts rw
+",
+            "host_mounts": "\
+20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
+21 20 0:60 / /srv/below rw shared:2 - tmpfs tmpfs rw
+",
+            "label": "profile (enforce)",
+            "oom_score": 5,
+            "threads": [{"pid": 7, "tid": 7, "status": STATUS}],
+            "places": [
+                place("/", 50, directory), place("/proc", 51, directory), place("/v", 52, directory),
+                place("/w", 53, directory), place("/w/below", 54, directory), place("/proc/sys", 55, directory),
+                place("/proc/keys", 56, device), place("/dev/pts", 57, directory),
+                {"path": "/proc/acpi", "found": {"Ok": null}}
+            ],
+            "root_is_top": {"Ok": true},
+            "outside": [],
+            "strays": [],
+            "devices": {"Ok": ["c 1:3 rwm"]},
+            "limits": {
+                "memory": 4096, "pids": 9, "cpu": 10, "memory_and_swap": 8192, "cpus": "0", "mems": "0"
+            },
+            "seccomp": {"Ok": [filter]},
+            "other_filters": [],
+            "unseen": {}
+        });
+        serde_json::from_value(seen).unwrap()
+    }
+
+    fn compared(spec: &Spec, seen: &Observation) -> Vec<Property> {
+        let asked = config::posture(Path::new("/b"), spec, vec![Filter::new(filter())]);
+        compare(&Comparison {
+            spec,
+            asked: &asked,
+            seen,
+            found: &live::posture(seen),
+            is_in_guest: false,
+        })
+    }
+
+    /// The names of the properties that do not hold when this is what is seen, and of those that are then not known.
+    fn broken_and_unknown(change: impl Fn(&mut Observation)) -> (Vec<String>, Vec<String>) {
+        let mut seen = seen();
+        change(&mut seen);
+        let all = compared(&spec(), &seen);
+        let names = |holds| {
+            let of = all.iter().filter(|one| one.holds == holds);
+            of.map(|one| one.name.clone()).collect()
+        };
+        (names(Some(false)), names(None))
+    }
+
+    fn broken(change: impl Fn(&mut Observation)) -> Vec<String> {
+        let (broken, unknown) = broken_and_unknown(change);
+        assert_eq!(unknown, [""; 0]);
+        broken
+    }
+
+    fn mount(seen: &mut Observation, line: &str, file: u32, size: u64) {
+        seen.mounts.push_str(line);
+        seen.mounts.push('\n');
+        let mut words = line.split(' ');
+        let id: u64 = words.next().unwrap().parse().unwrap();
+        let path = words.nth(3).unwrap();
+        seen.places.retain(|one| one.path != path);
+        let place = json!({"path": path, "found": {"Ok": {
+            "path": path, "mount": id, "file": file, "device": [1, 3], "of": [0, 0], "inode": 1, "size": size
+        }}});
+        seen.places.push(serde_json::from_value(place).unwrap());
+    }
+
+    fn directory(seen: &mut Observation, line: &str) {
+        mount(seen, line, libc::S_IFDIR, 60);
+    }
+
+    fn swap(seen: &mut Observation, line: &str, by: &str) {
+        assert!(seen.mounts.contains(line), "{line}");
+        seen.mounts = seen.mounts.replace(line, by);
+    }
+
+    fn status(seen: &mut Observation, line: &str, by: &str) {
+        assert!(seen.threads[0].status.contains(line), "{line}");
+        seen.threads[0].status = seen.threads[0].status.replace(line, by);
     }
 
     #[test]
     fn each_property_can_break_and_breaks_alone() {
         assert_eq!(broken(|_| ()), [""; 0]);
         let mut shown = BTreeSet::new();
-        let mut shows = |name: &str, change: &dyn Fn(&mut Posture)| {
+        let mut shows = |name: &str, change: &dyn Fn(&mut Observation)| {
             assert_eq!(broken(change), [name]);
             shown.insert(name.to_owned());
         };
-        for kind in ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"] {
-            shows(&format!("namespace.{kind}"), &|found| {
-                found.namespaces.get_mut(kind).unwrap().value = Sharing::Host;
+        for (kind, _, file) in NAMESPACES {
+            shows(&format!("namespace.{kind}"), &|seen| {
+                seen.namespaces.get_mut(file).unwrap().own = 1;
             });
         }
-        for set in [
-            "ambient",
-            "bounding",
-            "effective",
-            "inheritable",
-            "permitted",
+        for (set, name) in [
+            ("ambient", "CapAmb"),
+            ("bounding", "CapBnd"),
+            ("effective", "CapEff"),
+            ("inheritable", "CapInh"),
+            ("permitted", "CapPrm"),
         ] {
-            shows(&format!("capabilities.{set}"), &|found| {
-                found
-                    .capabilities
-                    .get_mut(set)
-                    .unwrap()
-                    .value
-                    .insert("CAP_CHOWN".to_owned());
+            shows(&format!("capabilities.{set}"), &|seen| {
+                status(seen, &format!("{name}:\t0"), &format!("{name}:\t1"));
             });
         }
-        shows("user-ids", &|found| {
-            found.user_ids.value.as_mut().unwrap()[0].value.outside = 0
+        shows("user-ids", &|seen| seen.uid_map = "0 1000 11\n".to_owned());
+        shows("group-ids", &|seen| seen.gid_map = "0 2000 11\n".to_owned());
+        shows("user", &|seen| status(seen, "Uid:\t1007", "Uid:\t1000"));
+        shows("user", &|seen| status(seen, "Uid:\t1007", "Uid:\t1008"));
+        shows("groups", &|seen| status(seen, "Gid:\t2007", "Gid:\t2000"));
+        shows("groups", &|seen| status(seen, "2008 ", "2008 2009"));
+        shows("groups", &|seen| status(seen, "2008 ", "2008 5"));
+        shows("no-new-privileges", &|seen| {
+            status(seen, "Privs:\t1", "Privs:\t0")
         });
-        shows("user", &|found| found.uid.value = 0);
-        shows("no-new-privileges", &|found| {
-            found.no_new_privileges.value = false
+        shows("rlimits", &|seen| {
+            seen.rlimits = seen.rlimits.replace("64 ", "65 ")
         });
-        shows("seccomp", &|found| found.seccomp.value = Some(Vec::new()));
-        shows("masked-paths", &|found| found.masked.value.clear());
-        shows("read-only-paths", &|found| found.read_only.value.clear());
-        shows("root-read-only", &|found| {
-            found.root_is_read_only.value = false
+        shows("oom-score", &|seen| seen.oom_score = 4);
+        shows("apparmor", &|seen| {
+            seen.label = Some("profile2 (enforce)".to_owned())
         });
-        shows("mount /v", &|found| {
-            found.mounts[1].value.is_read_only = false
+        shows("seccomp", &|seen| {
+            status(seen, "Seccomp:\t2", "Seccomp:\t0")
         });
-        shows("mount /proc", &|found| drop(found.mounts.remove(0)));
-        shows("devices", &|found| {
-            found
-                .devices
-                .push(Fact::new("d", "b 8:0 r".parse().unwrap()))
+        shows("seccomp", &|seen| seen.seccomp = Ok(Vec::new()));
+        shows("seccomp", &|seen| {
+            seen.other_filters.push(ThreadFilters {
+                pid: 7,
+                tid: 8,
+                filters: Ok(vec![vec![Instruction(6, 0, 0, libc::SECCOMP_RET_ALLOW)]]),
+            });
         });
-        shows("memory-limit", &|found| {
-            found.memory_limit.value = Some(4097)
+        for kind in [StrayKind::InTheHosts, StrayKind::Outside] {
+            shows("processes", &|seen| {
+                seen.strays.push(Stray {
+                    pid: 8,
+                    at: "/proc/8/task/8/ns/net".to_owned(),
+                    kind,
+                });
+            });
+        }
+        shows("descriptors", &|seen| {
+            seen.outside.push(Outside {
+                at: "/proc/7/fd/3".to_owned(),
+                target: "/".to_owned(),
+            });
         });
-        shows("pids-limit", &|found| found.pids_limit.value = None);
-        shows("cpu-limit", &|found| found.has_cpu_limit.value = false);
-        let all = compare(&spec(), &posture(), &posture());
+        shows("masked-paths", &|seen| {
+            seen.places.retain(|one| one.path != "/proc/acpi");
+            let mut place = seen.places[0].clone();
+            place.path = "/proc/acpi".to_owned();
+            seen.places.push(place);
+        });
+        let unmask = |seen: &mut Observation| {
+            directory(seen, "60 56 0:51 /keys /proc/keys ro - proc proc rw");
+        };
+        assert_eq!(broken(unmask), ["masked-paths", "mount /proc/keys"]);
+        shows("read-only-paths", &|seen| {
+            swap(seen, "/proc/sys ro", "/proc/sys rw")
+        });
+        shows("root-read-only", &|seen| {
+            swap(
+                seen,
+                "/ / ro - overlay overlay ro",
+                "/ / rw - overlay overlay rw",
+            )
+        });
+        shows("root", &|seen| seen.root_is_top = Ok(false));
+        shows("root", &|seen| swap(seen, "0:50 / /", "8:1 /b/other /"));
+        shows("root-propagation", &|seen| {
+            swap(seen, "/ / ro -", "/ / ro shared:1 -")
+        });
+        shows("mount /proc", &|seen| {
+            swap(seen, "rw,nosuid,noexec", "rw,nosuid")
+        });
+        shows("mount /proc", &|seen| {
+            swap(seen, "rw,nosuid,noexec", "rw,noexec")
+        });
+        // A second one of the same kind may be of the host's processes.
+        shows("mount /proc", &|seen| {
+            swap(
+                seen,
+                "51 50 0:51",
+                "49 50 0:52 / /proc rw,nosuid,noexec - proc proc rw\n51 49 0:51",
+            );
+        });
+        shows("mount /v", &|seen| swap(seen, "/srv /v ro", "/srv /v rw"));
+        shows("mount /v", &|seen| swap(seen, "/srv /v ro", "/etc /v ro"));
+        shows("mount /v", &|seen| {
+            swap(seen, "/srv /v ro", "/srv /v ro shared:1")
+        });
+        shows("mount /v", &|seen| {
+            swap(seen, "52 50 8:1 /srv /v ro - ext4 /dev/sda1 rw\n", "");
+            seen.places.retain(|one| one.path != "/v");
+            seen.places.push(
+                serde_json::from_value(json!({"path": "/v", "found": {"Ok": null}})).unwrap(),
+            );
+        });
+        shows("mount /w", &|seen| swap(seen, "/w/below ro", "/w/below rw"));
+        shows("mount /w", &|seen| swap(seen, "/w ro,nodev", "/w ro"));
+        shows("devices", &|seen| {
+            seen.devices = Ok(vec!["b 8:0 r".to_owned()]);
+        });
+        shows("memory-limit", &|seen| seen.limits.memory = Some(4097));
+        shows("swap-limit", &|seen| seen.limits.memory_and_swap = None);
+        shows("pids-limit", &|seen| seen.limits.pids = None);
+        shows("cpu-limit", &|seen| seen.limits.cpu = Some(11));
+        shows("cpu-limit", &|seen| seen.limits.cpu = None);
+        shows("cpus", &|seen| seen.limits.cpus = Some("1-2".to_owned()));
+        shows("memory-nodes", &|seen| {
+            seen.limits.mems = Some("0,3".to_owned())
+        });
+        let all = compared(&spec(), &seen());
         let all: BTreeSet<String> = all.into_iter().map(|one| one.name).collect();
         assert_eq!(shown, all);
-        // One that nobody asked for is told beside them.
-        let more = |found: &mut Posture| {
-            let mut mount = found.mounts[1].clone();
-            mount.value.destination = "/w".into();
-            found.mounts.push(mount);
-        };
-        assert_eq!(broken(more), ["mount /w"]);
     }
 
     #[test]
-    fn a_filter_that_differs_for_one_argument_is_found() {
-        let mut other = spec();
-        let linux = other.linux_mut().as_mut().unwrap();
-        let profile = serde_json::json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "syscalls": [{
-                "names": ["personality"], "action": "SCMP_ACT_ERRNO",
-                "args": [{"index": 0, "value": 9, "op": "SCMP_CMP_EQ"}]
-            }]
-        });
-        let profile = serde_json::from_value(profile).unwrap();
-        linux.set_seccomp(Some(profile));
-        let profile = linux.seccomp().as_ref().unwrap();
-        let filter = Filter::new(engine::compile_seccomp(profile).unwrap());
-        let mut found = posture();
-        found.seccomp.value = Some(vec![filter]);
-        let property = seccomp(&spec(), &posture(), &found);
-        assert_eq!(property.holds, Some(false));
-        assert!(
-            property
-                .found
-                .ends_with("lets more calls through: 135 (64-bit)"),
-            "{}",
-            property.found
+    fn what_nobody_asked_for_is_told_wherever_it_is_mounted() {
+        for (line, name) in [
+            ("60 50 8:1 /srv /x rw - ext4 /dev/sda1 rw", "mount /x"),
+            ("60 50 0:70 / /x rw - tmpfs tmpfs rw", "mount /x"),
+            ("60 50 0:71 / /x ro - sysfs sysfs ro", "mount /x"),
+            ("60 50 0:72 / /x rw - cgroup cgroup rw,devices", "mount /x"),
+            (
+                "60 51 8:1 / /proc/fs ro - ext4 /dev/sda1 rw",
+                "mount /proc/fs",
+            ),
+            (
+                "60 51 0:73 / /proc/fs rw - tmpfs tmpfs rw",
+                "mount /proc/fs",
+            ),
+            (
+                "60 50 0:74 / /sys/kernel/debug rw - debugfs debugfs rw",
+                "mount /sys/kernel/debug",
+            ),
+            (
+                "60 57 8:1 /etc /dev/pts/x rw - ext4 /dev/sda1 rw",
+                "mount /dev/pts/x",
+            ),
+            ("60 57 8:1 /etc /v/x ro - ext4 /dev/sda1 rw", "mount /v/x"),
+        ] {
+            assert_eq!(broken(|seen| directory(seen, line)), [name], "{line}");
+        }
+        // A directory that is empty and stays so shows nothing, nor does a device that all have.
+        let mask = "60 51 0:73 / /proc/fs ro - tmpfs tmpfs rw";
+        assert_eq!(broken(|seen| mount(seen, mask, libc::S_IFDIR, 40)), [""; 0]);
+        let null = "60 50 0:6 /null /dev/null rw - devtmpfs devtmpfs rw";
+        assert_eq!(broken(|seen| mount(seen, null, libc::S_IFCHR, 0)), [""; 0]);
+        // What is in a path that is read-only is so too.
+        let line = "60 55 0:51 /sys/kernel /proc/sys/kernel rw - proc proc rw";
+        assert_eq!(
+            broken(|seen| directory(seen, line)),
+            ["read-only-paths", "mount /proc/sys/kernel"]
         );
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_known() {
+        let unknown = |change: &dyn Fn(&mut Observation)| {
+            let (broken, unknown) = broken_and_unknown(change);
+            assert_eq!(broken, [""; 0]);
+            unknown
+        };
+        let why = || "too many".to_owned();
+        let bound = |topic: Topic| {
+            unknown(&move |seen: &mut Observation| drop(seen.unseen.insert(topic, why())))
+        };
+        assert_eq!(bound(Topic::Descriptors), ["descriptors"]);
+        assert_eq!(bound(Topic::Processes), ["processes"]);
+        assert_eq!(bound(Topic::Filters), ["seccomp"]);
+        assert_eq!(
+            bound(Topic::Mounts),
+            ["masked-paths", "read-only-paths", "mounts"]
+        );
+        let of_threads = bound(Topic::Threads);
+        for name in [
+            "user",
+            "groups",
+            "processes",
+            "no-new-privileges",
+            "seccomp",
+            "capabilities.bounding",
+        ] {
+            assert!(
+                of_threads.iter().any(|one| one == name),
+                "{name}: {of_threads:?}"
+            );
+        }
+        assert_eq!(unknown(&|seen| seen.seccomp = Err(why())), ["seccomp"]);
+        assert_eq!(unknown(&|seen| seen.root_is_top = Err(why())), ["root"]);
+        assert_eq!(unknown(&|seen| seen.label = None), ["apparmor"]);
+        assert_eq!(unknown(&|seen| seen.limits.cpus = None), ["cpus"]);
+        let net = |seen: &mut Observation| {
+            seen.namespaces.get_mut("net").unwrap().is_host_known = false;
+        };
+        assert_eq!(unknown(&net), ["namespace.network"]);
+        let another = |seen: &mut Observation| {
+            seen.strays.push(Stray {
+                pid: 8,
+                at: "/proc/8/task/8/ns/mnt".to_owned(),
+                kind: StrayKind::InAnother,
+            });
+        };
+        assert_eq!(unknown(&another), ["processes"]);
+    }
+
+    #[test]
+    fn a_namespace_that_was_to_be_joined_is_that_one() {
+        let mut spec = spec();
+        let path = "/proc/self/ns/net";
+        let namespaces = json!([{"type": "network", "path": path}]);
+        let namespaces = serde_json::from_value(namespaces).unwrap();
+        spec.linux_mut()
+            .as_mut()
+            .unwrap()
+            .set_namespaces(namespaces);
+        let holds = |own| {
+            let mut seen = seen();
+            let net = seen.namespaces.get_mut("net").unwrap();
+            (net.own, net.host) = (own, Vec::new());
+            let all = compared(&spec, &seen);
+            let found = all.iter().find(|one| one.name == "namespace.network");
+            found.unwrap().holds
+        };
+        let ours = std::fs::metadata(path).unwrap().ino();
+        assert_eq!(holds(ours), Some(true));
+        assert_eq!(holds(ours + 1), Some(false));
+    }
+
+    #[test]
+    fn a_workload_may_give_up_root() {
+        let mut spec = spec();
+        let user = serde_json::from_value(json!({"uid": 0, "gid": 0})).unwrap();
+        spec.process_mut().as_mut().unwrap().set_user(user);
+        let all = compared(&spec, &seen());
+        let of_users = all
+            .iter()
+            .filter(|one| ["user", "groups"].contains(&one.name.as_str()));
+        assert!(
+            of_users.clone().count() == 2 && of_users.clone().all(|one| one.holds == Some(true))
+        );
+    }
+
+    #[test]
+    fn all_threads_count() {
+        let more = |seen: &mut Observation| {
+            seen.threads.push(Thread {
+                pid: 8,
+                tid: 8,
+                status: STATUS.replace("Uid:\t1007", "Uid:\t1000"),
+            });
+        };
+        assert_eq!(broken(more), ["user"]);
     }
 }

@@ -38,7 +38,8 @@ pub enum Answer {
 }
 
 impl Answer {
-    fn of(value: u32) -> Self {
+    /// The answer of a filter's value.
+    pub(super) fn of(value: u32) -> Self {
         match value & 0xFFFF_0000 {
             libc::SECCOMP_RET_KILL_THREAD => Self::KillThread,
             libc::SECCOMP_RET_TRAP => Self::Trap,
@@ -66,6 +67,11 @@ impl Filter {
     /// A program as the kernel takes it.
     pub fn new(program: Vec<libc::sock_filter>) -> Self {
         Self(program)
+    }
+
+    /// The program.
+    pub(super) fn program(&self) -> &[libc::sock_filter] {
+        &self.0
     }
 
     /// What it says to a call.
@@ -233,7 +239,7 @@ const STEP_LIMIT: usize = 1 << 17;
 const ARGUMENTS_OFFSET: u32 = 8;
 
 /// `sizeof(struct seccomp_data)`.
-const SECCOMP_DATA_SIZE: u32 = 64;
+pub(super) const SECCOMP_DATA_SIZE: u32 = 64;
 
 impl Call {
     /// A call without arguments.

@@ -40,6 +40,9 @@ const FORBIDDEN: [&str; 26] = [
     "kcmp",
 ];
 
+/// The name of the property of what a machine is given.
+const SHARES: &str = "jail.shares";
+
 /// The properties of the jail of a VMM process, whose posture is `posture`; `guest` is what the guest's kernel says of the
 /// container, and `asked` what the container's configuration does.
 pub fn properties(
@@ -70,16 +73,26 @@ pub fn properties(
     ]
 }
 
+/// Whether a property that could not be seen leaves it open whether all that was asked for is there. What a machine is given
+/// for other containers of its pod no configuration asks for.
+pub fn must_be_seen(property: &Property) -> bool {
+    property.holds.is_none() && property.name != SHARES
+}
+
 fn own_mounts(posture: &Posture) -> Property {
     let is_own = posture
         .namespaces
         .get("mount")
         .is_some_and(|fact| fact.value == Sharing::Own);
     let at = posture.namespaces.get("mount").map_or("", |fact| &fact.at);
-    let found = if is_own { "its own" } else { "the host's" };
+    let found = if is_own {
+        "not the host's"
+    } else {
+        "the host's"
+    };
     Property::new(
         "jail.namespace.mount",
-        "its own",
+        "not the host's",
         &Fact::new(at, found.to_owned()),
         is_own,
     )
@@ -109,7 +122,7 @@ fn shares(posture: &Posture, asked: &Posture) -> Property {
     };
     let holds = shown.iter().all(|(source, _)| is_asked(source));
     Property {
-        name: "jail.shares".to_owned(),
+        name: SHARES.to_owned(),
         model: None,
         asked: "the root and the bind mounts".to_owned(),
         found: shown.iter().map(text).collect::<Vec<_>>().join(", "),
@@ -240,10 +253,13 @@ mod tests {
                 observation::Namespace {
                     own: 2,
                     host: vec![1],
+                    is_host_known: true,
                 },
             )]
             .into(),
             uid_map: String::new(),
+            gid_map: String::new(),
+            rlimits: String::new(),
             mounts: "50 40 0:50 / / ro - tmpfs tmpfs ro\n\
                      51 50 8:1 /b/rootfs /share ro - ext4 /dev/sda1 rw\n"
                 .to_owned(),
@@ -251,11 +267,15 @@ mod tests {
             label: None,
             oom_score: 0,
             threads: vec![thread(7, KEPT), thread(8, FILES)],
-            absent: Vec::new(),
+            places: Vec::new(),
+            root_is_top: Ok(true),
             outside: Vec::new(),
+            strays: Vec::new(),
             devices: Ok(Vec::new()),
             limits: observation::Limits::default(),
             seccomp: Ok(Vec::new()),
+            other_filters: Vec::new(),
+            unseen: Default::default(),
         }
     }
 
@@ -287,6 +307,7 @@ mod tests {
                 observation::Namespace {
                     own: 1,
                     host: vec![1],
+                    is_host_known: true,
                 },
             );
         };

@@ -4,13 +4,13 @@
 //! of it comes from the guest, and is as trusted as that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use engine::observation::{Instruction, Observation, Thread};
 
 use super::config::NAMESPACES;
 use super::filter::Filter;
+use super::mount_table::{At, Line, Table};
 use super::posture::{Fact, IdRange, Mount, Posture, Sharing};
 
 /// The capability sets by the specification's names, and the kernel's.
@@ -25,12 +25,18 @@ const SETS: [(&str, &str); 5] = [
 /// The posture of what was observed.
 pub fn posture(seen: &Observation) -> Posture {
     let file = |name: &str| format!("/proc/{}/{name}", seen.pid);
-    let mounts = Mounts::new(seen);
+    let mounts = Table::new(seen);
     let root = mounts.root();
     Posture {
         namespaces: namespaces(seen),
-        user_ids: Fact::new(file("uid_map"), user_ids(seen)),
-        group_ids: Vec::new(),
+        user_ids: Fact::new(
+            file("uid_map"),
+            id_ranges(seen, &seen.uid_map).map(|ranges| read_at(&file("uid_map"), ranges)),
+        ),
+        group_ids: read_at(
+            &file("gid_map"),
+            id_ranges(seen, &seen.gid_map).unwrap_or_default(),
+        ),
         uid: uid(seen),
         gids: gids(seen),
         capabilities: capabilities(seen),
@@ -44,8 +50,8 @@ pub fn posture(seen: &Observation) -> Posture {
             seen.label.clone().filter(|label| label.contains(':')),
         ),
         sysctls: Vec::new(),
-        masked: Fact::new(file("mountinfo"), mounts.masked(&seen.absent)),
-        read_only: Fact::new(file("mountinfo"), mounts.read_only()),
+        masked: Fact::new(file("mountinfo"), masked(&mounts)),
+        read_only: Fact::new(file("mountinfo"), read_only(&mounts)),
         root: Fact::new(file("mountinfo"), root.and_then(|root| mounts.source(root))),
         root_is_read_only: Fact::new(
             file("mountinfo"),
@@ -55,7 +61,7 @@ pub fn posture(seen: &Observation) -> Posture {
             file("mountinfo"),
             root.is_some_and(|root| mounts.is_shared(root)),
         ),
-        mounts: mounts.facts(),
+        mounts: facts(&mounts),
         cgroups_below: Vec::new(),
         bundle: None,
         devices: seen
@@ -114,8 +120,9 @@ fn namespaces(seen: &Observation) -> BTreeMap<&'static str, Fact<Sharing>> {
     NAMESPACES.into_iter().filter_map(fact).collect()
 }
 
-/// user_namespaces(7): `inside outside size` a line, the outside as the reader's namespace has it.
-fn user_ids(seen: &Observation) -> Option<Vec<Fact<IdRange>>> {
+/// The ranges of `map`, which is the text of uid_map or gid_map; none if the user namespace is the host's.
+/// (user_namespaces(7): `inside outside size` a line, the outside as the reader's namespace has it.)
+pub(super) fn id_ranges(seen: &Observation, map: &str) -> Option<Vec<IdRange>> {
     let user = seen.namespaces.get("user")?;
     if user.host.contains(&user.own) {
         return None;
@@ -123,25 +130,35 @@ fn user_ids(seen: &Observation) -> Option<Vec<Fact<IdRange>>> {
     let range = |line: &str| {
         let mut numbers = line.split_whitespace().map(str::parse);
         let mut next = || numbers.next()?.ok();
-        let range = IdRange {
+        Some(IdRange {
             inside: next()?,
             outside: next()?,
             size: next()?,
-        };
-        Some(Fact::new(format!("/proc/{}/uid_map", seen.pid), range))
+        })
     };
-    Some(seen.uid_map.lines().filter_map(range).collect())
+    Some(map.lines().filter_map(range).collect())
+}
+
+/// Ranges as they were read in a file.
+fn read_at(file: &str, ranges: Vec<IdRange>) -> Vec<Fact<IdRange>> {
+    let ranges = ranges.into_iter();
+    ranges.map(|range| Fact::new(file, range)).collect()
+}
+
+/// An id of the host as the container has it.
+pub(super) fn inside(ranges: &[IdRange], outside: u32) -> Option<u32> {
+    ranges.iter().find_map(|range| {
+        let distance = outside.checked_sub(range.outside)?;
+        (distance < range.size).then(|| range.inside.saturating_add(distance))
+    })
 }
 
 /// The least user id of all threads, as the container has it.
 fn uid(seen: &Observation) -> Fact<u32> {
-    let ranges = user_ids(seen);
+    let ranges = id_ranges(seen, &seen.uid_map);
     let inside = |outside: u32| match &ranges {
         None => Some(outside),
-        Some(ranges) => ranges.iter().find_map(|Fact { value: range, .. }| {
-            let distance = outside.checked_sub(range.outside)?;
-            (distance < range.size).then(|| range.inside.saturating_add(distance))
-        }),
+        Some(ranges) => inside(ranges, outside),
     };
     let of = |thread: &Thread| {
         // Real, effective, saved and file system id.
@@ -159,15 +176,18 @@ fn uid(seen: &Observation) -> Fact<u32> {
     }
 }
 
-/// The root group, where a thread is in it. Which group that is in a user namespace, its map of groups would tell.
+/// The root group, where a thread is in it.
 fn gids(seen: &Observation) -> Vec<Fact<u32>> {
-    if user_ids(seen).is_some() {
-        return Vec::new();
-    }
+    let ranges = id_ranges(seen, &seen.gid_map);
+    let is_root = |group: &str| match (&ranges, group.parse()) {
+        (Some(ranges), Ok(group)) => inside(ranges, group) == Some(0),
+        (None, group) => group == Ok(0),
+        (Some(_), Err(_)) => false,
+    };
     let found = ["Gid", "Groups"].into_iter().filter_map(|name| {
         let has_root = |thread: &&Thread| {
             let groups = status(thread, name).unwrap_or_default();
-            groups.split_whitespace().any(|group| group == "0")
+            groups.split_whitespace().any(is_root)
         };
         let thread = seen.threads.iter().find(has_root)?;
         Some(Fact::new(place(thread, name), 0))
@@ -245,194 +265,61 @@ pub(super) fn filter_of(instructions: &[Instruction]) -> Filter {
     Filter::new(program.collect())
 }
 
-/// A line of mountinfo (proc(5)).
-#[derive(Clone, Debug)]
-struct Line {
-    device: String,
-    root: PathBuf,
-    point: PathBuf,
-    options: BTreeSet<String>,
-    peers: Option<u32>,
-    kind: String,
-    is_read_only: bool,
+/// The paths at which nothing can be read, and the mount points that hide something.
+fn masked(table: &Table<'_>) -> Vec<PathBuf> {
+    let is_masked = |at: &At<'_>| matches!(at, At::Masked | At::Absent);
+    let paths = table.paths().filter(|(_, at)| is_masked(at));
+    paths.map(|(path, _)| PathBuf::from(path)).collect()
 }
 
-fn parse(text: &str) -> Vec<Line> {
-    let line = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let mut right = right.split(' ');
-        let device = left.next()?.to_owned();
-        let root = unescape(left.next()?);
-        let point = unescape(left.next()?);
-        let options: BTreeSet<String> = left.next()?.split(',').map(str::to_owned).collect();
-        let peers = left.find_map(|tag| tag.strip_prefix("shared:")?.parse().ok());
-        let kind = right.next()?.to_owned();
-        let mut of_super = right.nth(1)?.split(',');
-        let is_read_only = options.contains("ro") || of_super.any(|option| option == "ro");
-        Some(Line {
-            device,
-            root,
-            point,
-            options,
-            peers,
-            kind,
-            is_read_only,
-        })
+/// The paths below which nothing can be written.
+fn read_only(table: &Table<'_>) -> Vec<PathBuf> {
+    let is_protected = |at: &At<'_>| match at {
+        At::File(file, line) => table.is_read_only(file, line, |_| false),
+        _ => false,
     };
-    text.lines().filter_map(line).collect()
+    let paths = table.paths().filter(|(_, at)| is_protected(at));
+    paths.map(|(path, _)| PathBuf::from(path)).collect()
 }
 
-/// Space, tab, line feed and backslash are written as three octal digits behind a backslash.
-fn unescape(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        let digits = bytes.get(at + 1..at + 4).filter(|_| *byte == b'\\');
-        let code =
-            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        plain.push(code.unwrap_or(*byte));
-        at += if code.is_some() { 4 } else { 1 };
-    }
-    std::ffi::OsString::from_vec(plain).into()
-}
-
-/// The mounts of a container, and those of the host.
-struct Mounts {
-    pid: i32,
-    own: Vec<Line>,
-    host: Vec<Line>,
-}
-
-impl Mounts {
-    fn new(seen: &Observation) -> Self {
-        Self {
-            pid: seen.pid,
-            own: parse(&seen.mounts),
-            host: parse(&seen.host_mounts),
-        }
-    }
-
-    fn root(&self) -> Option<&Line> {
-        self.own
-            .iter()
-            .rev()
-            .find(|line| line.point == Path::new("/"))
-    }
-
-    /// Whether the host has a mount in the same group: what is mounted in one appears in the other.
-    fn is_shared(&self, line: &Line) -> bool {
-        line.peers.is_some() && self.host.iter().any(|one| one.peers == line.peers)
-    }
-
-    /// What a mount shows, as a path of the host: where the host has the same file system.
-    fn source(&self, line: &Line) -> Option<PathBuf> {
-        let same = self.host.iter().filter(|one| one.device == line.device);
-        // The last of several mounts on a place covers the others; a path that is on the way is the better one.
-        let reaching = same.filter_map(|one| {
-            let rest = line.root.strip_prefix(&one.root).ok()?;
-            Some((one.root.as_os_str().len(), one.point.join(rest)))
-        });
-        let nearest = reaching.max_by_key(|(length, _)| *length);
-        let path = nearest.map(|(_, path)| path)?;
-        // Joining an empty rest leaves a slash.
-        Some(path.components().collect())
-    }
-
-    /// Mounts over one of the kernel's files; of the file system itself, or of something that hides it.
-    fn below_the_kernels(&self) -> impl Iterator<Item = &Line> {
-        self.own.iter().filter(|line| {
-            let is_below = |top: &str| line.point.starts_with(top) && line.point != Path::new(top);
-            let is_cgroup = matches!(line.kind.as_str(), "cgroup" | "cgroup2");
-            // One of these shows more than what it covers.
-            let is_the_kernels = matches!(
-                line.kind.as_str(),
-                "debugfs"
-                    | "tracefs"
-                    | "securityfs"
-                    | "bpf"
-                    | "configfs"
-                    | "efivarfs"
-                    | "binfmt_misc"
-                    | "pstore"
-                    | "fusectl"
-            );
-            !is_the_kernels
-                && (is_below("/proc") || is_below("/sys"))
-                && !is_cgroup
-                && !line.point.starts_with("/sys/fs/cgroup")
-        })
-    }
-
-    fn masked(&self, absent: &[String]) -> Vec<PathBuf> {
-        let covers = self
-            .below_the_kernels()
-            .filter(|line| !matches!(line.kind.as_str(), "proc" | "sysfs"));
-        let covers = covers.map(|line| line.point.clone());
-        covers.chain(absent.iter().map(PathBuf::from)).collect()
-    }
-
-    fn read_only(&self) -> Vec<PathBuf> {
-        let lines = self.below_the_kernels().filter(|line| line.is_read_only);
-        lines.map(|line| line.point.clone()).collect()
-    }
-
-    /// Whether a mount came along with the one above it, whose directory it is in on the host too.
-    fn is_part(&self, line: &Line) -> bool {
-        let Some(source) = self.source(line) else {
-            return false;
+fn facts(table: &Table<'_>) -> Vec<Fact<Mount>> {
+    let is_of_note = |line: &&Line| {
+        let protects = line.is_read_only && table.is_of_itself(line);
+        !table.hides(line) && !protects && table.whole_of(line).is_none()
+    };
+    let fact = |line: &Line| {
+        // Of these there is one for all, whoever mounts it.
+        let is_the_kernels = line.is_cgroup() || line.kind == "sysfs";
+        let mount = Mount {
+            destination: line.point.clone(),
+            kind: line.kind.clone(),
+            source: table.source(line).filter(|_| !is_the_kernels),
+            layers: Vec::new(),
+            is_whole: line.root == Path::new("/"),
+            is_read_only: line.is_read_only,
+            is_nosuid: line.options.contains("nosuid"),
+            is_nodev: line.options.contains("nodev"),
+            is_shared: table.is_shared(line),
         };
-        self.own.iter().any(|above| {
-            let rest = line.point.strip_prefix(&above.point);
-            let rest = rest.ok().filter(|rest| !rest.as_os_str().is_empty());
-            rest.zip(self.source(above)).is_some_and(|(rest, whole)| {
-                source == whole.join(rest) && above.point != Path::new("/")
-            })
-        })
-    }
-
-    fn facts(&self) -> Vec<Fact<Mount>> {
-        let masks: Vec<&Path> = self
-            .below_the_kernels()
-            .map(|line| line.point.as_path())
-            .collect();
-        let lines = self.own.iter().filter(|line| {
-            line.point != Path::new("/")
-                && !masks.contains(&line.point.as_path())
-                && !self.is_part(line)
-        });
-        let fact = |line: &Line| {
-            // Of these there is one for all, whoever mounts it.
-            let is_the_kernels = matches!(line.kind.as_str(), "sysfs" | "cgroup" | "cgroup2");
-            let mount = Mount {
-                destination: line.point.clone(),
-                kind: line.kind.clone(),
-                source: self.source(line).filter(|_| !is_the_kernels),
-                layers: Vec::new(),
-                is_whole: line.root == Path::new("/"),
-                is_read_only: line.is_read_only,
-                is_nosuid: line.options.contains("nosuid"),
-                is_nodev: line.options.contains("nodev"),
-                is_shared: self.is_shared(line),
-            };
-            let at = format!("/proc/{}/mountinfo: {}", self.pid, line.point.display());
-            Fact::new(at, mount)
-        };
-        lines.map(fact).collect()
-    }
+        let at = format!("/proc/{}/mountinfo: {}", table.pid, line.point.display());
+        Fact::new(at, mount)
+    };
+    table.mounts().filter(is_of_note).map(fact).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn observation() -> Observation {
+    /// What is seen of a container with few mounts.
+    pub fn observation() -> Observation {
         serde_json::from_value(serde_json::json!({
             "pid": 7,
             "kernel": "Linux version 6",
             "namespaces": {
-                "pid": {"own": 5, "host": [1]}, "net": {"own": 2, "host": [2, 3]}, "user": {"own": 9, "host": [4]}
+                "pid": {"own": 5, "host": [1], "is_host_known": true},
+                "net": {"own": 2, "host": [2, 3], "is_host_known": true},
+                "user": {"own": 9, "host": [4], "is_host_known": true}
             },
             "uid_map": "         0     100000      65536\n",
             "mounts": "\
@@ -455,10 +342,27 @@ mod tests {
                 {"pid": 7, "tid": 7, "status": "Uid:\t100000\t100000\t100000\t100000\nCapBnd:\t0000000000000401\nNoNewPrivs:\t1\nSeccomp:\t2"},
                 {"pid": 8, "tid": 9, "status": "Uid:\t100001\t100001\t100001\t100001\nCapBnd:\t8000000000000401\nNoNewPrivs:\t0\nSeccomp:\t2"}
             ],
-            "absent": ["/proc/acpi"],
+            "gid_map": "",
+            "rlimits": "",
+            "places": [
+                {"path": "/proc/acpi", "found": {"Ok": null}},
+                {"path": "/proc/kcore", "found": {"Ok": {
+                    "path": "/proc/kcore", "mount": 53, "file": 0x2000, "device": [1, 3], "of": [0, 53], "inode": 4, "size": 0
+                }}},
+                {"path": "/proc/sys", "found": {"Ok": {
+                    "path": "/proc/sys", "mount": 54, "file": 0x4000, "device": [0, 0], "of": [0, 51], "inode": 5, "size": 0
+                }}},
+                {"path": "/proc/keys", "found": {"Err": "not told"}}
+            ],
+            "root_is_top": {"Ok": true},
+            "strays": [],
+            "other_filters": [],
+            "unseen": {},
             "outside": [{"at": "/proc/7/fd/9", "target": "/sys/fs/cgroup"}],
             "devices": {"Ok": ["c 1:3 rwm"]},
-            "limits": {"memory": 1000, "pids": null, "cpu": null},
+            "limits": {
+                "memory": 1000, "pids": null, "cpu": null, "memory_and_swap": null, "cpus": null, "mems": null
+            },
             "seccomp": {"Ok": [[[6, 0, 0, 0x7fff_0000_u32]]]}
         }))
         .unwrap()
@@ -489,7 +393,7 @@ mod tests {
         assert!(posture.root_is_read_only.value);
         assert_eq!(
             posture.masked.value,
-            [Path::new("/proc/kcore"), Path::new("/proc/acpi")]
+            [Path::new("/proc/acpi"), Path::new("/proc/kcore")]
         );
         assert_eq!(posture.read_only.value, [Path::new("/proc/sys")]);
         let mounts: Vec<_> = posture.mounts.iter().map(|one| &one.value).collect();

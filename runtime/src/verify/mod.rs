@@ -13,11 +13,15 @@ mod html;
 mod jail;
 mod lint;
 mod live;
+mod mount_table;
+mod mounts;
 mod paths;
 pub mod policy;
 mod posture;
+mod processes;
 mod report;
 mod rules;
+mod syscalls;
 
 use std::collections::HashSet;
 use std::io;
@@ -34,7 +38,7 @@ use crate::isolation::Model;
 use crate::lifecycle::{self, Lifecycle};
 
 use attack::Attacker;
-use conformance::Property;
+use conformance::{Comparison, Property};
 use filter::Filter;
 use policy::{Policy, PolicyError, Severity};
 use posture::Posture;
@@ -98,6 +102,8 @@ pub struct Report {
     pub policy: Option<String>,
     /// Whether there is no finding that counts as an error, and no property that does not hold.
     pub holds: bool,
+    /// How many properties could not be seen, of those that have to be.
+    pub unseen: usize,
     /// What was asked for and what is there, of something that runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub properties: Vec<Property>,
@@ -153,7 +159,13 @@ pub fn container(
     let mut examination = Examination::new(policy);
     let mut found = live::posture(&seen.observation);
     let asked = asked(&seen.bundle, &seen.spec);
-    let compared = conformance::compare(&seen.spec, &asked, &found);
+    let compared = conformance::compare(&Comparison {
+        spec: &seen.spec,
+        asked: &asked,
+        seen: &seen.observation,
+        found: &found,
+        is_in_guest: seen.isolation == Model::Microvm,
+    });
     if seen.isolation == Model::Microvm {
         let vmm = engine::observation::observe(Pid::from_raw(seen.pid), &[], None);
         let vmm = vmm.map_err(|source| VerifyError::Process {
@@ -177,13 +189,23 @@ pub fn container(
 pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Report, VerifyError> {
     let draft = bundle.map(Draft::read).transpose()?;
     let spec = draft.as_ref().map(|draft| &draft.spec);
-    let seen = engine::observation::observe(Pid::from_raw(pid), &[], spec)
+    let process = Pid::from_raw(pid);
+    let members = engine::observation::companions(process);
+    let seen = engine::observation::observe(process, &members, spec)
         .map_err(|source| VerifyError::Process { pid, source })?;
     let mut examination = Examination::new(policy);
     let found = live::posture(&seen);
     if let Some(draft) = draft {
         let asked = asked(&draft.dir, &draft.spec);
-        examination.properties = conformance::compare(&draft.spec, &asked, &found);
+        examination.properties = conformance::compare(&Comparison {
+            spec: &draft.spec,
+            asked: &asked,
+            seen: &seen,
+            found: &found,
+            is_in_guest: false,
+        });
+    } else {
+        examination.properties = conformance::bounds(&seen);
     }
     examination.judge(&found);
     Ok(examination.report(&format!("process {pid}")))
@@ -203,6 +225,8 @@ pub fn attacks(attacker: Attacker<'_>, models: &[Model]) -> Result<Report, Verif
         subject: printable(&format!("attacks from {subject}")),
         policy: None,
         holds: properties.iter().all(|one| one.holds != Some(false)),
+        // An attack that could not be tried is none that got through.
+        unseen: 0,
         properties: properties.into_iter().map(Property::printable).collect(),
         rules: Vec::new(),
         findings: Vec::new(),
@@ -347,6 +371,11 @@ impl<'a> Examination<'a> {
             subject: printable(subject),
             policy: Some(self.policy.name.clone()),
             holds: is_kept,
+            unseen: self
+                .properties
+                .iter()
+                .filter(|one| jail::must_be_seen(one))
+                .count(),
             rules: asked
                 .filter(|id| self.policy.setting(id).is_some())
                 .collect(),
@@ -388,11 +417,17 @@ fn weakness_of(error: &BundleError) -> Weakness {
     }
 }
 
-/// Control characters of a hostile bundle would be commands to a terminal, and are not allowed in XML.
+/// Control characters of a hostile bundle would be commands to a terminal, and are not allowed in XML; those that say in
+/// which direction a text runs, or are not seen, would make it another.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for character in text.chars() {
-        let is_safe = !character.is_control() && !matches!(character, '\u{FFFE}' | '\u{FFFF}');
+        let is_format = matches!(
+            character,
+            '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}'
+        );
+        let is_safe =
+            !character.is_control() && !is_format && !matches!(character, '\u{FFFE}' | '\u{FFFF}');
         if is_safe {
             printable.push(character);
         } else {

@@ -97,13 +97,20 @@ impl Report {
         if !self.properties.is_empty() {
             let (all, broken) = (self.properties.len(), self.broken().count());
             counts.push(format!("{broken} of {all} properties broken"));
+            if self.unseen > 0 {
+                counts.push(format!("{} could not be seen", self.unseen));
+            }
         }
         if !self.rules.is_empty() {
             for severity in [Severity::Error, Severity::Warning, Severity::Note] {
                 counts.push(count(severity));
             }
         }
-        let verdict = if self.holds { "holds" } else { "does not hold" };
+        let verdict = match (self.holds, self.unseen) {
+            (false, _) => "does not hold",
+            (true, 0) => "holds",
+            (true, _) => "not known",
+        };
         text.push_str(&format!("\n{verdict}: {}\n", counts.join(", ")));
         text
     }

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
@@ -253,18 +253,30 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     let namespaces = processes::namespaces(pid)?;
     let mut all = vec![pid];
     all.extend(members.iter().filter(|other| **other != pid));
+    let mut guests = Vec::new();
     if !members.is_empty() {
-        let (sharing, whole) = processes::sharing(&namespaces);
-        note(Topic::Processes, whole);
-        let more: Vec<Pid> = sharing
+        let sharing = processes::Sharing::of(&namespaces);
+        note(Topic::Processes, sharing.all);
+        let mut found = sharing.mounts;
+        let joins = spec.is_some_and(joins_processes);
+        let (own, others): (Vec<Pid>, Vec<Pid>) = sharing
+            .pids
             .into_iter()
-            .filter(|one| !all.contains(one))
-            .collect();
-        all.extend(more);
+            .filter(|one| !joins && !all.contains(one))
+            .partition(|one| processes::is_in_cgroups_of(pid, *one));
+        found.extend(own);
+        found.retain(|one| !all.contains(one));
+        all.extend(found);
+        guests = others;
     }
     let (threads, whole) = processes::threads(&all);
     note(Topic::Threads, whole);
-    let strays = processes::strays(pid, members, &threads, &namespaces);
+    let mut strays = processes::strays(pid, members, &threads, &namespaces);
+    strays.extend(guests.into_iter().map(|one| Stray {
+        pid: one.as_raw(),
+        at: format!("/proc/{one}/cgroup"),
+        kind: StrayKind::Outside,
+    }));
     let (outside, whole) = descriptors::outside(&all, &mounts, &namespaces);
     note(Topic::Descriptors, whole);
     let seen = places::look(pid, paths(spec, &mounts));
@@ -315,6 +327,14 @@ pub fn companions(pid: Pid) -> Vec<Pid> {
         found.push(pid);
     }
     found
+}
+
+/// Whether a container is to be among the processes of others.
+fn joins_processes(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let listed = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut listed = listed.into_iter().flatten();
+    listed.any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some())
 }
 
 /// Whether a text that was read did not come to the bound.

@@ -85,29 +85,52 @@ pub(super) fn namespaces(pid: Pid) -> Result<BTreeMap<String, Namespace>, Error>
     Ok(all)
 }
 
-/// The processes of the system that are in one of the mount and pid namespaces of a container, none of which is the host's.
-/// `Err`: there are too many to look at.
-pub(super) fn sharing(namespaces: &BTreeMap<String, Namespace>) -> (Vec<Pid>, Result<(), String>) {
-    let of_its_own = ["mnt", "pid"].into_iter().filter_map(|kind| {
-        let one = namespaces.get(kind)?;
-        (!one.host.contains(&one.own)).then_some((kind, one.own))
-    });
-    let of_its_own: Vec<(&str, u64)> = of_its_own.collect();
-    let mut found = Vec::new();
-    if of_its_own.is_empty() {
-        return (found, Ok(()));
-    }
-    for (count, pid) in numbers("/proc").enumerate() {
-        if count == PROCESS_LIMIT {
-            return (found, Err(format!("more than {PROCESS_LIMIT} processes")));
+/// The processes of the system in a container's mount namespace, and those in its pid namespace alone; as far as these are
+/// not the host's. `Err`: there are too many to look at.
+pub(super) struct Sharing {
+    pub(super) mounts: Vec<Pid>,
+    pub(super) pids: Vec<Pid>,
+    pub(super) all: Result<(), String>,
+}
+
+impl Sharing {
+    pub(super) fn of(namespaces: &BTreeMap<String, Namespace>) -> Self {
+        let own = |kind: &str| {
+            let one = namespaces.get(kind)?;
+            (!one.host.contains(&one.own)).then_some(one.own)
+        };
+        let (mounts, pids) = (own("mnt"), own("pid"));
+        let mut found = Self {
+            mounts: Vec::new(),
+            pids: Vec::new(),
+            all: Ok(()),
+        };
+        if mounts.is_none() && pids.is_none() {
+            return found;
         }
-        let process = pid.to_string();
-        let is_in = |(kind, own): &(&str, u64)| id(&process, kind).is_ok_and(|id| id == *own);
-        if of_its_own.iter().any(is_in) {
-            found.push(Pid::from_raw(pid));
+        for (count, pid) in numbers("/proc").enumerate() {
+            if count == PROCESS_LIMIT {
+                found.all = Err(format!("more than {PROCESS_LIMIT} processes"));
+                break;
+            }
+            let process = pid.to_string();
+            let is_in = |kind: &str, own: Option<u64>| {
+                own.is_some_and(|own| id(&process, kind).is_ok_and(|id| id == own))
+            };
+            if is_in("mnt", mounts) {
+                found.mounts.push(Pid::from_raw(pid));
+            } else if is_in("pid", pids) {
+                found.pids.push(Pid::from_raw(pid));
+            }
         }
+        found
     }
-    (found, Ok(()))
+}
+
+/// Whether a process is in the cgroups of another, or below them.
+pub(super) fn is_in_cgroups_of(pid: Pid, other: Pid) -> bool {
+    let text = |pid: Pid| read(&format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    are_below(&text(pid), &text(other), false)
 }
 
 /// The numbers among the names in a directory of /proc.
