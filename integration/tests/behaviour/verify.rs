@@ -280,6 +280,7 @@ fn what_changed_while_it_runs_is_found(fixture: &Fixture) -> Claim {
             vec![
                 "capabilities.effective",
                 "capabilities.permitted",
+                "groups",
                 "no-new-privileges",
                 "user"
             ],

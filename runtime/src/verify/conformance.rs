@@ -584,6 +584,7 @@ mod tests {
         shows("groups", &|seen| status(seen, "Gid:\t2007", "Gid:\t2000"));
         shows("groups", &|seen| status(seen, "2008 ", "2008 2009"));
         shows("groups", &|seen| status(seen, "2008 ", "2008 5"));
+        shows("groups", &|seen| status(seen, "Gid:\t2007", "Gid:\t2008"));
         shows("no-new-privileges", &|seen| {
             status(seen, "Privs:\t1", "Privs:\t0")
         });

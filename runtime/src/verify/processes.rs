@@ -150,9 +150,13 @@ fn groups(one: &Comparison<'_>, process: &Process) -> Property {
     };
     let mut beyond = BTreeSet::new();
     if let Some(thread) = first(one.seen) {
+        let is_user = |id: &String| *id == user.uid().to_string();
         let own = ids(one.seen, &one.seen.uid_map, thread, "Uid");
-        if own.iter().all(|id| *id == user.uid().to_string()) {
+        if own.iter().all(is_user) {
             beyond.extend(of(thread).difference(&asked).cloned());
+            let mut primary = ids(one.seen, &one.seen.gid_map, thread, "Gid");
+            primary.remove(&user.gid().to_string());
+            beyond.extend(primary.into_iter().map(|id| format!("{id} as its own")));
         }
     }
     let has_root = one
@@ -189,19 +193,17 @@ fn group_ids(one: &Comparison<'_>, asked: &[LinuxIdMapping]) -> Property {
         .iter()
         .map(|one| (one.container_id(), one.host_id(), one.size()))
         .collect();
-    let found = live::id_ranges(one.seen, &one.seen.gid_map).unwrap_or_default();
-    let found: BTreeSet<_> = found
-        .iter()
-        .map(|one| (one.inside, one.outside, one.size))
-        .collect();
+    let found = live::id_ranges(one.seen, &one.seen.gid_map);
+    let found = found.map(|ranges| -> BTreeSet<_> {
+        let ranges = ranges.iter();
+        ranges
+            .map(|one| (one.inside, one.outside, one.size))
+            .collect()
+    });
+    let said = found.as_ref().map_or("the host's".to_owned(), text);
     let at = format!("/proc/{}/gid_map", one.seen.pid);
-    let holds = asked == found;
-    Property::new(
-        "group-ids",
-        text(&asked),
-        &Fact::new(at, text(&found)),
-        holds,
-    )
+    let holds = found.as_ref() == Some(&asked);
+    Property::new("group-ids", text(&asked), &Fact::new(at, said), holds)
 }
 
 /// What processes hold open outside of the container.

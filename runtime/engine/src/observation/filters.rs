@@ -24,7 +24,7 @@ const COUNT_LIMIT: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the threads of a container may take together.
-const PATIENCE_FOR_ALL: Duration = Duration::from_secs(8);
+const PATIENCE_FOR_ALL: Duration = Duration::from_secs(4);
 
 /// How many threads of a container are asked.
 const THREAD_LIMIT: usize = 1024;
@@ -51,15 +51,15 @@ fn as_tracer<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result
 }
 
 /// What the filters of `threads` are that differ from `first`; a thread of each kind. `Err`: not all could be asked.
-pub(super) fn that_differ(
+pub(super) fn that_differ<'a>(
     first: &Filters,
-    threads: &[Thread],
+    threads: impl Iterator<Item = &'a Thread> + Send,
 ) -> (Vec<ThreadFilters>, Result<(), String>) {
     let mut differ = Vec::new();
     let all = as_tracer(|| {
         let end = Instant::now() + PATIENCE_FOR_ALL;
         let mut known = BTreeSet::new();
-        for (asked, thread) in threads.iter().enumerate() {
+        for (asked, thread) in threads.enumerate() {
             if asked == THREAD_LIMIT {
                 return Err(format!("more than {THREAD_LIMIT} threads"));
             }

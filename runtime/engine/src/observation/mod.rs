@@ -277,16 +277,25 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
         at: format!("/proc/{one}/cgroup"),
         kind: StrayKind::Outside,
     }));
-    let (outside, whole) = descriptors::outside(&all, &mounts, &namespaces);
+    let (mut outside, whole) = descriptors::outside(&all, &mounts, &namespaces);
     note(Topic::Descriptors, whole);
     let seen = places::look(pid, paths(spec, &mounts));
     note(Topic::Mounts, seen.all);
+    let is_of_its_own = |one: &Namespace| !one.host.contains(&one.own);
+    if seen.root_is_top == Ok(false) && namespaces.get("mnt").is_some_and(is_of_its_own) {
+        outside.push(Outside {
+            at: file("root"),
+            target: "what is above or over the root".to_owned(),
+        });
+    }
     let (seccomp, other_filters) = if cgroups.are_frozen_by_v1() {
         (Err("the container is paused".to_owned()), Vec::new())
     } else {
         let first = filters::read(pid, &status);
         // Who is looked at alone is asked thread by thread.
-        let others: &[Thread] = if members.is_empty() { &[] } else { &threads };
+        let others = threads
+            .iter()
+            .filter(|one| one.tid != pid.as_raw() && !members.is_empty());
         let (differ, whole) = filters::that_differ(&first, others);
         note(Topic::Filters, whole);
         (first, differ)
