@@ -3,7 +3,7 @@
 //! That each check can fail is shown by breaking what it looks at while the container runs.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use integration::snapshot::Snapshot;
 use integration::{
     Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, eventually, finish, wait_with_limit,
 };
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -60,6 +60,14 @@ pub const CLAIMS: &[Entry] = &[
 
 pub const CONTAINER_CLAIMS: &[Entry] = &[
     ("a_leaked_descriptor_is_found", a_leaked_descriptor_is_found),
+    (
+        "what_is_mounted_over_or_beside_is_found",
+        what_is_mounted_over_or_beside_is_found,
+    ),
+    (
+        "a_process_that_came_in_is_found",
+        a_process_that_came_in_is_found,
+    ),
     (
         "containers_of_other_runtimes_are_told_truly",
         containers_of_other_runtimes_are_told_truly,
@@ -379,6 +387,73 @@ fn a_leaked_descriptor_is_found(fixture: &Fixture) -> Claim {
         "what is found"
     );
     Ok(())
+}
+
+/// The pid of a container's first process.
+fn pid_of(fixture: &Fixture, id: &str) -> Answer<String> {
+    let state: Value = serde_json::from_str(&fixture.call(&["state", id])?.success()?.stdout)?;
+    Ok(state["pid"].to_string())
+}
+
+fn what_is_mounted_over_or_beside_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    for (mount, expected) in [
+        // What is over all masks is of the right type, and has the right flags.
+        (
+            "mount -t proc -o nosuid,nodev,noexec proc /proc",
+            &["masked-paths", "mount /proc", "read-only-paths"][..],
+        ),
+        ("mount -t tmpfs tmpfs /volume", &["mount /volume"]),
+        ("mount -t tmpfs tmpfs /tmp", &["mount /tmp"]),
+        ("umount /dev/shm", &["mount /dev/shm"]),
+        ("mount -t tmpfs tmpfs /", &["root"]),
+    ] {
+        let id = fixture.id("mounts");
+        fixture.start_detached(&bundle, &id)?;
+        let pid = pid_of(fixture, &id)?;
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &pid, "--mount", "--pid", "sh", "-c", mount]);
+        finish(&mut nsenter, None)?.success()?;
+        let (report, code) = verify(fixture, &["--live", &id])?;
+        let mut found = broken(&report);
+        // A root that something is over is told as a place that is outside, too.
+        found.retain(|name| *name != "descriptors");
+        found.sort_unstable();
+        ensure_eq!((found, code), (expected.to_vec(), 1), "{mount}: {report}");
+        fixture.call(&["delete", "--force", &id])?.success()?;
+    }
+    Ok(())
+}
+
+fn a_process_that_came_in_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    let id = fixture.id("guest");
+    fixture.start_detached(&bundle, &id)?;
+    let pid = pid_of(fixture, &id)?;
+    for namespace in ["--mount", "--pid"] {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &pid, namespace, "/bin/sleep", "1000"]);
+        // Into a pid namespace comes a child of its own, only.
+        let mut process = nsenter.process_group(0).stdin(Stdio::null()).spawn()?;
+        // It is there when it runs.
+        let is_told = eventually(Duration::from_secs(10), || {
+            let (report, code) = verify(fixture, &["--live", &id])?;
+            let found = broken(&report);
+            ensure!(
+                found.contains(&"processes") && code == 1,
+                "{namespace}: {report}"
+            );
+            Ok(())
+        });
+        killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL)?;
+        process.wait()?;
+        is_told?;
+    }
+    eventually(Duration::from_secs(10), || {
+        let (report, code) = verify(fixture, &["--live", &id])?;
+        ensure_eq!((broken(&report), code), (vec![], 0), "afterwards: {report}");
+        Ok(())
+    })
 }
 
 /// A container of another runtime, removed when this is dropped.

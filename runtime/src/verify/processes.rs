@@ -34,7 +34,11 @@ pub(super) fn properties(one: &Comparison<'_>) -> Vec<Property> {
             Property::new("oom-score", asked.to_string(), &found_text, found >= asked)
         }));
     }
-    all.extend(labels(one));
+    // The host's labels, processors and nodes of memory mean nothing in a guest, which is given none of them.
+    if !one.is_in_guest {
+        all.extend(labels(one));
+        all.extend(cpusets(one));
+    }
     let mappings = linux.and_then(|linux| linux.gid_mappings().as_ref());
     all.extend(
         mappings
@@ -54,6 +58,13 @@ pub(super) fn properties(one: &Comparison<'_>) -> Vec<Property> {
         let found = Fact::new("the cgroup's limit of memory and swap space", said);
         Property::new("swap-limit", asked.to_string(), &found, holds)
     }));
+    all
+}
+
+fn cpusets(one: &Comparison<'_>) -> Vec<Property> {
+    let mut all = Vec::new();
+    let linux = one.spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
     let cpu = resources.and_then(|all| all.cpu().as_ref());
     let sets = cpu.map(|cpu| {
         [

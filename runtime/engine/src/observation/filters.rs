@@ -185,3 +185,62 @@ fn filter(thread: Pid, index: usize) -> Result<Vec<Instruction>, Errno> {
         .map(|one| Instruction(one.code, one.jt, one.jf, one.k))
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::unistd::{ForkResult, fork};
+
+    use super::*;
+
+    /// How its process ends when nobody has harmed it.
+    const CODE: i32 = 7;
+
+    /// A process with a filter waits, as for a child of vfork(2), and does not stop for a tracer meanwhile.
+    fn wait_for_a_child() -> ! {
+        let allow = [libc::sock_filter {
+            code: 6,
+            jt: 0,
+            jf: 0,
+            k: libc::SECCOMP_RET_ALLOW,
+        }];
+        let program = libc::sock_fprog {
+            len: 1,
+            filter: allow.as_ptr().cast_mut(),
+        };
+        // SAFETY: these are system calls, of which the first gets a program that is alive.
+        unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            );
+            let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+            if libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) == 0 {
+                libc::sleep(4);
+            }
+            libc::_exit(CODE)
+        }
+    }
+
+    #[test]
+    fn who_does_not_stop_is_let_go() {
+        // SAFETY: the child makes system calls alone.
+        let child = match unsafe { fork() }.unwrap() {
+            ForkResult::Child => wait_for_a_child(),
+            ForkResult::Parent { child } => child,
+        };
+        let status = || fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        while !status().contains("State:\tD") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let error = read(child, &status()).unwrap_err();
+        assert!(error.ends_with("it did not stop within 2 s"), "{error}");
+        assert_eq!(
+            waitpid(child, None).unwrap(),
+            WaitStatus::Exited(child, CODE)
+        );
+    }
+}

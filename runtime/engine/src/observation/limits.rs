@@ -82,15 +82,26 @@ impl Cgroups {
     }
 
     fn memory_and_swap(&self) -> Option<u64> {
-        if self.v1("memory").is_some() {
-            let file = "memory.memsw.limit_in_bytes";
-            return self.least("memory", file, file, |text| {
-                memory_bound(text.parse().ok()?)
-            });
+        let memory = self.least("memory", "memory.limit_in_bytes", "memory.max", |text| {
+            memory_bound(text.parse().ok()?)
+        });
+        let (v1_file, v2_file) = ("memory.memsw.limit_in_bytes", "memory.swap.max");
+        let (file, (_, cgroup)) = match self.v1("memory") {
+            Some(found) => (v1_file, found),
+            None => (v2_file, self.v2()?),
+        };
+        // A kernel without swap space does not count it. The first line has the names of the columns.
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        if !cgroup.join(file).exists() && swaps.lines().count() < 2 {
+            return memory;
         }
-        let memory = self.least("memory", "", "memory.max", |text| text.parse().ok())?;
-        let swap: u64 = self.least("memory", "", "memory.swap.max", |text| text.parse().ok())?;
-        Some(memory.saturating_add(swap))
+        let found = self.least("memory", v1_file, v2_file, |text| {
+            memory_bound(text.parse().ok()?)
+        })?;
+        match self.v1("memory") {
+            Some(_) => Some(found),
+            None => Some(memory?.saturating_add(found)),
+        }
     }
 
     /// The processors, or nodes of memory, in the kernel's form of a list.
