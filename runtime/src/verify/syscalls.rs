@@ -235,7 +235,7 @@ impl Ways {
                     ways.answers.extend(answers);
                 }
                 Some(End::Both(states)) => {
-                    for state in states {
+                    for state in *states {
                         if known.insert(state.clone()) {
                             left.push(state);
                         }
@@ -301,7 +301,7 @@ impl Ways {
                     let mut other = state.clone();
                     state.at += usize::from(jt);
                     other.at += usize::from(jf);
-                    return Some(End::Both([state, other]));
+                    return Some(End::Both(Box::new([state, other])));
                 }
                 0x06 => {
                     let is_a = code & 0x18 == 0x10;
@@ -317,7 +317,7 @@ impl Ways {
 /// Where following came to.
 enum End {
     Answer(Value),
-    Both([State; 2]),
+    Both(Box<[State; 2]>),
 }
 
 fn word(call: &Call, offset: u32) -> Option<Value> {

@@ -119,12 +119,18 @@ impl Sharing {
             };
             if is_in("mnt", mounts) {
                 found.mounts.push(Pid::from_raw(pid));
-            } else if is_in("pid", pids) {
+            } else if is_in("pid", pids) && !has_ended(&format!("/proc/{pid}")) {
                 found.pids.push(Pid::from_raw(pid));
             }
         }
         found
     }
+}
+
+/// Whether a process or thread has ended, and waits to be waited for: it is in no namespace any more, and does nothing.
+fn has_ended(directory: &str) -> bool {
+    let found = fs::metadata(format!("{directory}/ns/mnt"));
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Whether a process is in the cgroups of another, or below them.
@@ -175,6 +181,10 @@ pub(super) fn strays(
     let mut found: Vec<Stray> = Vec::new();
     for thread in threads {
         let directory = format!("/proc/{}/task/{}", thread.pid, thread.tid);
+        // What is left of one is in the root of all cgroups.
+        if has_ended(&directory) {
+            continue;
+        }
         let mut push = |file: &str, kind: StrayKind| {
             // The first thread of a process stands for those that are where it is.
             let is_told = |one: &Stray| {
