@@ -819,6 +819,17 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_a_command_to_a_terminal_is_escaped() {
+        let found = Fact::new(
+            "\u{1b}[31m",
+            "a\u{202E}b\u{200B}\u{FEFF}\u{2066}é\n".to_owned(),
+        );
+        let property = Property::new("n", "a", &found, true).printable();
+        assert_eq!(property.found, r"a\u{202e}b\u{200b}\u{feff}\u{2066}é\n");
+        assert_eq!(property.at, r"\u{1b}[31m");
+    }
+
+    #[test]
     fn all_threads_count() {
         let more = |seen: &mut Observation| {
             seen.threads.push(Thread {

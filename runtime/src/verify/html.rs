@@ -39,11 +39,12 @@ impl Report {
     pub(super) fn html(&self) -> String {
         let mut page = String::new();
         let title = escape(self.subject.as_str());
-        let (class, verdict) = if self.holds {
-            ("good", "holds")
+        let class = if self.holds && self.unseen == 0 {
+            "good"
         } else {
-            ("bad", "does not hold")
+            "bad"
         };
+        let verdict = self.verdict();
         let policy = self
             .policy
             .as_ref()

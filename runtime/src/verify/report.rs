@@ -50,6 +50,15 @@ impl Report {
             .filter(|one| one.holds == Some(false))
     }
 
+    /// What is to be said of the whole.
+    pub(super) fn verdict(&self) -> &'static str {
+        match (self.holds, self.unseen) {
+            (false, _) => "does not hold",
+            (true, 0) => "holds",
+            (true, _) => "not known",
+        }
+    }
+
     fn text(&self) -> String {
         let mut text = match &self.policy {
             Some(policy) => format!("{} under the policy {policy}\n", self.subject),
@@ -106,11 +115,7 @@ impl Report {
                 counts.push(count(severity));
             }
         }
-        let verdict = match (self.holds, self.unseen) {
-            (false, _) => "does not hold",
-            (true, 0) => "holds",
-            (true, _) => "not known",
-        };
+        let verdict = self.verdict();
         text.push_str(&format!("\n{verdict}: {}\n", counts.join(", ")));
         text
     }
