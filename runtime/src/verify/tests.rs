@@ -721,7 +721,7 @@ const MENDED: &[Mended] = &[
 ];
 
 /// What docker, podman, containerd and the kubelet mount by themselves, and what users do.
-const USUAL: [&str; 24] = [
+const USUAL: [&str; 29] = [
     "/var/lib/docker/containers/ID/hosts",
     "/var/lib/docker/containers/ID/hostname",
     "/var/lib/docker/containers/ID/resolv.conf",
@@ -746,6 +746,11 @@ const USUAL: [&str; 24] = [
     "/etc/ssl/certs",
     "/srv/data",
     "/home/alice/project",
+    "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm",
+    "/var/lib/rancher/k3s/agent/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/hostname",
+    "/var/lib/rancher/k3s/storage/pvc-1_default_data",
+    "/root/.local/share/containers/storage/volumes/x/_data",
+    "/usr/bin/nvidia-smi",
 ];
 
 /// Found in running containers only, by the tests of those.

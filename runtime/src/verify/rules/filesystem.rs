@@ -21,7 +21,7 @@ const VIRTIO_FS: &str = "virtiofs";
 pub(super) const MASKED_PATHS: Rule = Rule {
     id: "masked-paths",
     why: "these files tell of the host's kernel, memory, keys or devices",
-    fix: "list the path in linux.maskedPaths",
+    fix: "list the path in linux.maskedPaths, and mount no second proc or sysfs",
     reference: POD_SECURITY,
     lists: REQUIRE,
     check: |setting| {

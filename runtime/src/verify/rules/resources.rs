@@ -8,7 +8,8 @@ const CGROUPS: &str = "https://docs.kernel.org/admin-guide/cgroup-v2.html";
 pub(super) const DEVICES: Rule = Rule {
     id: "devices",
     why: "a device reaches past every file system and namespace: a disk holds the host's files, /dev/mem its memory",
-    fix: "begin linux.resources.devices with {\"allow\": false, \"access\": \"rwm\"}, and allow single devices",
+    fix: "begin linux.resources.devices with {\"allow\": false, \"access\": \"rwm\"}, and allow no device but those that the \
+          workload needs and may have",
     reference: RUNTIME_SPEC,
     lists: ALLOW,
     check: |setting| {
