@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use engine::observation::{Instruction, Observation, Thread};
+use engine::observation::{Instruction, Observation, StrayKind, Thread};
 
 use super::config::NAMESPACES;
 use super::filter::Filter;
@@ -195,13 +195,20 @@ fn gids(seen: &Observation) -> Vec<Fact<u32>> {
     found.collect()
 }
 
-/// The sets of all threads together; the place is that of a thread that has most.
+/// The sets of all threads together; the place is that of a thread that has most. A process that made a user namespace for
+/// itself has all of them there, and its threads are all in it.
 fn capabilities(seen: &Observation) -> BTreeMap<&'static str, Fact<BTreeSet<String>>> {
+    let strays = seen.strays.iter();
+    let elsewhere: BTreeSet<i32> = strays
+        .filter(|one| one.kind == StrayKind::InAnother && one.at.ends_with("/ns/user"))
+        .map(|one| one.pid)
+        .collect();
     let mut sets = BTreeMap::new();
     for (set, name) in SETS {
         let mut all = 0_u64;
         let mut most: Option<(u32, &Thread)> = None;
-        for thread in &seen.threads {
+        let threads = seen.threads.iter();
+        for thread in threads.filter(|thread| !elsewhere.contains(&thread.pid)) {
             let bits = mask(thread, name);
             all |= bits;
             if most.is_none_or(|(count, _)| bits.count_ones() > count) {
@@ -309,6 +316,8 @@ fn facts(table: &Table<'_>) -> Vec<Fact<Mount>> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use engine::observation::Stray;
+
     use super::*;
 
     /// What is seen of a container with few mounts.
@@ -366,6 +375,21 @@ pub(super) mod tests {
             "seccomp": {"Ok": [[[6, 0, 0, 0x7fff_0000_u32]]]}
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn capabilities_in_a_user_namespace_of_its_own_are_not_the_containers() {
+        let mut seen = observation();
+        let bounding = |seen: &Observation| posture(seen).capabilities["bounding"].value.len();
+        let all = bounding(&seen);
+        seen.strays.push(Stray {
+            pid: 8,
+            at: "/proc/8/task/9/ns/user".to_owned(),
+            kind: StrayKind::InAnother,
+        });
+        assert_eq!(bounding(&seen), all - 1);
+        seen.strays[0].kind = StrayKind::InTheHosts;
+        assert_eq!(bounding(&seen), all);
     }
 
     #[test]

@@ -303,7 +303,14 @@ fn of_asked(
         return new("no mount at this path".to_owned(), Some(is_masked));
     };
     let mut said = flags(table, line);
-    let mut holds = (line.is_read_only || !asked.fact.is_read_only)
+    // With version 1 the cgroup file systems are below one in memory, in which nothing is the kernel's.
+    let are_read_only = asked.is_of_cgroups()
+        && line.kind == "tmpfs"
+        && table
+            .mounts()
+            .filter(|below| below.is_cgroup() && below.point.starts_with(&asked.point))
+            .all(|below| below.is_read_only);
+    let mut holds = (line.is_read_only || are_read_only || !asked.fact.is_read_only)
         && (line.options.contains("nosuid") || !asked.fact.is_nosuid)
         && (line.options.contains("nodev") || !asked.fact.is_nodev)
         && (line.options.contains("noexec") || !asked.is_noexec());
