@@ -688,6 +688,12 @@ fn may_lift_limits() -> Answer<bool> {
 }
 
 fn what_a_privileged_container_reaches_is_told(fixture: &Fixture) -> Claim {
+    if fixture.model() == Model::Microvm && std::env::var_os("RT_LAB").is_some() {
+        println!(
+            "skipped: an emulated machine does not always survive a guest that takes all it can"
+        );
+        return Ok(());
+    }
     let mut bundle = fixture.bundle()?;
     let mut given = json!([
         "CAP_BPF",
