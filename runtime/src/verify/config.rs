@@ -382,6 +382,14 @@ pub(super) fn is_bind(given: &SpecMount) -> bool {
     given.typ().as_deref() == Some("bind") || options.any(|one| one == "bind" || one == "rbind")
 }
 
+/// Whether the last of a mount's options that turn something on or off turns it on.
+pub(super) fn is_set(given: &SpecMount, on: &[&str], off: &[&str]) -> bool {
+    let options = given.options().iter().flatten().rev();
+    let mut options = options.map(String::as_str);
+    let last = options.find(|one| on.contains(one) || off.contains(one));
+    last.is_some_and(|one| on.contains(&one))
+}
+
 fn mount(directory: &Path, given: &SpecMount) -> Mount {
     let options: Vec<&str> = given
         .options()
@@ -396,14 +404,7 @@ fn mount(directory: &Path, given: &SpecMount) -> Mount {
         .source()
         .as_deref()
         .filter(|source| is_bind || source.is_absolute());
-    // The last of two options that exclude each other counts.
-    let is_set = |on: &[&str], off: &[&str]| {
-        let last = options
-            .iter()
-            .rev()
-            .find(|one| on.contains(one) || off.contains(one));
-        last.is_some_and(|one| on.contains(one))
-    };
+    let is_set = |on: &[&str], off: &[&str]| is_set(given, on, off);
     Mount {
         destination: given.destination().clone(),
         kind: if is_bind { "bind" } else { kind }.to_owned(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount as SpecMount;
 
+use super::config::is_set;
 use super::conformance::{Comparison, Property};
 use super::mount_table::{At, Line, Table};
 use super::posture::{Fact, Mount, Sharing};
@@ -47,20 +48,12 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Whether the last of the options that turn something on or off turns it on.
-    fn is_set(&self, on: &[&str], off: &[&str]) -> bool {
-        let options = self.spec.options().iter().flatten().rev();
-        let mut options = options.map(String::as_str);
-        let last = options.find(|one| on.contains(one) || off.contains(one));
-        last.is_some_and(|one| on.contains(&one))
-    }
-
     fn is_noexec(&self) -> bool {
-        self.is_set(&["noexec", "rnoexec"], &["exec", "rexec"])
+        is_set(self.spec, &["noexec", "rnoexec"], &["exec", "rexec"])
     }
 
     fn is_recursive(&self) -> bool {
-        self.is_set(&["rbind"], &["bind"])
+        is_set(self.spec, &["rbind"], &["bind"])
     }
 
     fn is_of_cgroups(&self) -> bool {
@@ -338,7 +331,7 @@ fn of_asked(
             && !table.hides(one)
             && !all.iter().any(|mount| mount.point == one.point)
     });
-    if let Some(below) = below.filter(|_| asked.is_set(&["rro"], &["rw", "rrw", "ro"])) {
+    if let Some(below) = below.filter(|_| is_set(asked.spec, &["rro"], &["rw", "rrw", "ro"])) {
         differs(&format!("{} can be written", below.point.display()));
     }
     new(said, Some(holds))
