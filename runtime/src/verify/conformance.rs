@@ -295,11 +295,31 @@ fn cpu(one: &Comparison<'_>) -> Property {
 }
 
 fn user_ids(asked: &Posture, found: &Posture) -> Property {
-    let text = |ranges: &Option<Vec<_>>| match ranges {
+    let values = |fact: &Fact<Option<Vec<Fact<IdRange>>>>| {
+        let ranges = fact.value.as_ref()?.iter();
+        Some(ranges.map(|range| range.value).collect())
+    };
+    let (asked, at) = (values(&asked.user_ids), &found.user_ids.at);
+    id_map("user-ids", asked, values(&found.user_ids), at)
+}
+
+/// A map of ids; `None` is the host's own ids.
+pub(super) fn id_map(
+    name: &str,
+    asked: Option<Vec<IdRange>>,
+    found: Option<Vec<IdRange>>,
+    at: &str,
+) -> Property {
+    let sorted = |ranges: Option<Vec<IdRange>>| {
+        ranges.map(|mut ranges| {
+            ranges.sort_by_key(|range| range.inside);
+            ranges
+        })
+    };
+    let text = |ranges: &Option<Vec<IdRange>>| match ranges {
         None => "the host's".to_owned(),
         Some(ranges) => {
-            let ranges = ranges.iter();
-            let ranges = ranges.map(|Fact { value: one, .. }: &Fact<IdRange>| {
+            let ranges = ranges.iter().map(|one| {
                 format!(
                     "{}+{} are {} on the host",
                     one.inside, one.size, one.outside
@@ -308,25 +328,15 @@ fn user_ids(asked: &Posture, found: &Posture) -> Property {
             ranges.collect::<Vec<_>>().join(", ")
         }
     };
-    let (asked, found) = (&asked.user_ids, &found.user_ids);
-    let holds = match (&asked.value, &found.value) {
+    let (asked, found) = (sorted(asked), sorted(found));
+    let holds = match (&asked, &found) {
         (None, _) => true,
         (Some(_), None) => false,
         // Of a namespace that is joined only that it is another was known.
-        (Some(asked), Some(found)) => {
-            asked.is_empty() || {
-                let sorted = |ranges: &Vec<Fact<IdRange>>| {
-                    let ranges = ranges.iter().map(|range| range.value);
-                    let mut ranges: Vec<IdRange> = ranges.collect();
-                    ranges.sort_by_key(|range| range.inside);
-                    ranges
-                };
-                sorted(asked) == sorted(found)
-            }
-        }
+        (Some(asked), Some(found)) => asked.is_empty() || asked == found,
     };
-    let found = Fact::new(&found.at, text(&found.value));
-    Property::new("user-ids", text(&asked.value), &found, holds)
+    let found = Fact::new(at, text(&found));
+    Property::new(name, text(&asked), &found, holds)
 }
 
 fn devices(asked: &Posture, found: &Posture) -> Property {

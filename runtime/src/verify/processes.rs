@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 
 use engine::observation::{Observation, Stray, StrayKind, Thread, Topic};
-use oci_spec::runtime::{LinuxIdMapping, PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimitType, Process};
 
-use super::conformance::{Comparison, Property};
+use super::conformance::{Comparison, Property, id_map};
 use super::live;
-use super::posture::Fact;
+use super::posture::{Fact, IdRange};
 
 /// How many things are told by name.
 const TOLD: usize = 8;
@@ -39,12 +39,13 @@ pub(super) fn properties(one: &Comparison<'_>) -> Vec<Property> {
         all.extend(labels(one));
         all.extend(cpusets(one));
     }
-    let mappings = linux.and_then(|linux| linux.gid_mappings().as_ref());
-    all.extend(
-        mappings
-            .filter(|list| !list.is_empty())
-            .map(|list| group_ids(one, list)),
-    );
+    let ranges = one.asked.group_ids.iter().map(|range| range.value);
+    let ranges: Vec<IdRange> = ranges.collect();
+    if !ranges.is_empty() {
+        let found = live::id_ranges(one.seen, &one.seen.gid_map);
+        let at = format!("/proc/{}/gid_map", one.seen.pid);
+        all.push(id_map("group-ids", Some(ranges), found, &at));
+    }
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     let memory = resources.and_then(|all| all.memory().as_ref());
     let swap = memory
@@ -191,30 +192,6 @@ fn groups(one: &Comparison<'_>, process: &Process) -> Property {
         beyond.is_empty(),
     );
     bounded(property, one.seen, Topic::Threads)
-}
-
-fn group_ids(one: &Comparison<'_>, asked: &[LinuxIdMapping]) -> Property {
-    let text = |ranges: &BTreeSet<(u32, u32, u32)>| {
-        let ranges = ranges.iter();
-        let ranges = ranges
-            .map(|(inside, outside, size)| format!("{inside}+{size} are {outside} on the host"));
-        ranges.collect::<Vec<_>>().join(", ")
-    };
-    let asked: BTreeSet<_> = asked
-        .iter()
-        .map(|one| (one.container_id(), one.host_id(), one.size()))
-        .collect();
-    let found = live::id_ranges(one.seen, &one.seen.gid_map);
-    let found = found.map(|ranges| -> BTreeSet<_> {
-        let ranges = ranges.iter();
-        ranges
-            .map(|one| (one.inside, one.outside, one.size))
-            .collect()
-    });
-    let said = found.as_ref().map_or("the host's".to_owned(), text);
-    let at = format!("/proc/{}/gid_map", one.seen.pid);
-    let holds = found.as_ref() == Some(&asked);
-    Property::new("group-ids", text(&asked), &Fact::new(at, said), holds)
 }
 
 /// What processes hold open outside of the container.
