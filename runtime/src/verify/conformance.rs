@@ -353,7 +353,7 @@ fn devices(asked: &Posture, found: &Posture) -> Property {
     let beyond: Vec<String> = found
         .devices
         .iter()
-        .filter(|fact| !allowed.iter().any(|one| one.cover(&fact.value)))
+        .filter(|fact| !fact.value.are_among(&allowed))
         .map(|fact| fact.value.to_string())
         .collect();
     let at = found

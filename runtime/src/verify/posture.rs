@@ -117,10 +117,12 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Whether all of `other` are among these.
-    pub fn cover(&self, other: &Self) -> bool {
-        let mut access = other.access.chars();
-        self.cover_numbers(other) && access.all(|letter| self.access.contains(letter))
+    /// Whether all that one may do with these is among what `others` allow together.
+    pub fn are_among(&self, others: &[Self]) -> bool {
+        self.access.chars().all(|letter| {
+            let allows = |one: &Self| one.cover_numbers(self) && one.access.contains(letter);
+            others.iter().any(allows)
+        })
     }
 
     /// Whether all devices of `other` are among these, whatever one may do with them.
@@ -275,11 +277,18 @@ pub(super) mod tests {
     #[test]
     fn devices_cover_those_that_they_name() {
         let devices = |text: &str| text.parse::<Devices>().unwrap();
-        assert!(devices("c 1:* rwm").cover(&devices("c 1:3 rw")));
-        assert!(devices("a *:* rwm").cover(&devices("b 8:0 r")));
-        assert!(!devices("c 1:3 rw").cover(&devices("c 1:3 rwm")));
-        assert!(!devices("c 1:3 rwm").cover(&devices("c 1:* rwm")));
-        assert!(!devices("b *:* rwm").cover(&devices("a *:* m")));
+        let among = |these: &str, others: &[&str]| {
+            let others: Vec<_> = others.iter().copied().map(devices).collect();
+            devices(these).are_among(&others)
+        };
+        assert!(among("c 1:3 rw", &["c 1:* rwm"]));
+        assert!(among("b 8:0 r", &["a *:* rwm"]));
+        // Making a node is allowed to everybody, by another rule.
+        assert!(among("b 8:0 rwm", &["b *:* m", "b 8:0 rw"]));
+        assert!(!among("b 8:0 rwm", &["b *:* m", "b 8:0 r", "b 8:1 w"]));
+        assert!(!among("c 1:3 rwm", &["c 1:3 rw"]));
+        assert!(!among("c 1:* rwm", &["c 1:3 rwm"]));
+        assert!(!among("a *:* m", &["b *:* rwm"]));
         assert_eq!(devices("b 8:* r").to_string(), "b 8:* r");
         for wrong in ["", "c", "c 1:3", "d 1:3 r", "c 1 r", "c 1:3 x", "c -1:3 r"] {
             assert!(wrong.parse::<Devices>().is_err(), "{wrong}");

@@ -20,7 +20,7 @@ pub(super) const DEVICES: Rule = Rule {
     },
     judge: |posture, setting| {
         let allowed: Vec<Devices> = setting.allow.iter().flat_map(|one| one.parse()).collect();
-        let is_allowed = |devices: &Devices| allowed.iter().any(|one| one.cover(devices));
+        let is_allowed = |devices: &Devices| devices.are_among(&allowed);
         let rules = posture.devices.iter();
         let rules = rules
             .filter(|fact| !is_allowed(&fact.value))
