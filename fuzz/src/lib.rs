@@ -9,6 +9,7 @@
     reason = "a target tells of a failure by a panic; what is set up here is no input"
 )]
 
+mod block;
 mod config;
 mod fs;
 mod input;
@@ -19,6 +20,7 @@ mod protocol;
 mod queue;
 mod vsock;
 
+pub use block::block_queue;
 pub use config::config;
 pub use fs::{fs_queue, fs_requests};
 pub use kernel::kernel;
@@ -35,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("agent_answers", agent_answers),
     ("agent_calls", agent_calls),
     ("balloon_queue", balloon_queue),
+    ("block_queue", block_queue),
     ("config", config),
     ("fs_queue", fs_queue),
     ("fs_requests", fs_requests),

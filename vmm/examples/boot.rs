@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
+        disks: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
         intruder: None,

@@ -28,7 +28,12 @@ pub const FILE_SERVER: &[Capability] = &[
 pub(crate) fn limit(thread: Thread) -> Result<(), caps::errors::CapsError> {
     let needed: &[Capability] = match thread {
         Thread::Fs => FILE_SERVER,
-        Thread::Vcpu | Thread::Net | Thread::Vsock | Thread::Relay | Thread::Main => &[],
+        Thread::Vcpu
+        | Thread::Block
+        | Thread::Net
+        | Thread::Vsock
+        | Thread::Relay
+        | Thread::Main => &[],
     };
     let permitted = caps::read(None, CapSet::Permitted)?;
     let kept: CapsHashSet = needed

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::boot::{BootProtocol, Segment};
+use crate::devices::virtio::block::Disk;
 use crate::devices::virtio::fs::{Share, Tag};
 use crate::devices::virtio::net::Interface;
 use crate::devices::virtio::vsock::GuestCid;
@@ -35,6 +36,8 @@ pub struct VmConfig {
     pub shares: Vec<SharedDirectory>,
     /// Network interfaces, each a device of its own.
     pub interfaces: Vec<Interface>,
+    /// Disks, each a device of its own, in the order in which the guest finds them.
+    pub disks: Vec<Disk>,
     /// Called once when every file of the host is open that the machine needs, and before the first of
     /// [`VmConfig::shares`] is: the place to change the root to one in which nothing else is. The shares' paths are
     /// those after it.
@@ -101,6 +104,7 @@ impl fmt::Debug for VmConfig {
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
             .field("interfaces", &self.interfaces)
+            .field("disks", &self.disks)
             .field("seccomp", &self.seccomp)
             .finish_non_exhaustive()
     }

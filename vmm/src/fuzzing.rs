@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::boot::{self, Boot, BootError, Entry};
 use crate::memory::Memory;
 
+pub use crate::devices::virtio::block::inline::InlineBlock;
 pub use crate::devices::virtio::fs::inline::InlineFs;
 pub use crate::devices::virtio::net::inline::InlineNet;
 pub use crate::devices::virtio::vsock::inline::{InlineVsock, VsockHost};

@@ -36,6 +36,8 @@ pub enum Policy {
 pub enum Thread {
     /// Runs a vCPU.
     Vcpu,
+    /// Carries data between a disk and the guest's memory.
+    Block,
     /// Serves a shared directory.
     Fs,
     /// Carries the packets of a network device.
@@ -144,6 +146,14 @@ const VCPU: Table = &[
     (libc::SYS_ioctl, Is(1, KVM_SET_GSI_ROUTING)),
     (libc::SYS_ioctl, Is(1, KVM_RUN)),
     (libc::SYS_ioctl, Is(1, KVM_GET_REGS)),
+];
+
+/// Beside [`EVERY`]: events, and the disk by a ring that reaches nothing else.
+const BLOCK: Table = &[
+    (libc::SYS_epoll_ctl, Always),
+    (libc::SYS_epoll_pwait, Always),
+    (libc::SYS_epoll_wait, Always),
+    (libc::SYS_io_uring_enter, Always),
 ];
 
 /// Beside [`EVERY`]: events, and files by descriptor or by a name below one.
@@ -287,6 +297,7 @@ impl Thread {
     fn tables(self) -> &'static [Table] {
         match self {
             Self::Vcpu => &[EVERY, VCPU],
+            Self::Block => &[EVERY, BLOCK],
             Self::Fs => &[EVERY, FS],
             Self::Net => &[EVERY, NET],
             Self::Vsock => &[EVERY, VSOCK],
@@ -504,8 +515,9 @@ mod tests {
         }
     }
 
-    const ALL: [Thread; 6] = [
+    const ALL: [Thread; 7] = [
         Thread::Vcpu,
+        Thread::Block,
         Thread::Fs,
         Thread::Net,
         Thread::Vsock,

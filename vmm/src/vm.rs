@@ -29,6 +29,7 @@ use crate::devices::io_apic::{self, IoApic};
 use crate::devices::power::{self, KeyboardReset, PowerRegisters};
 use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
@@ -75,6 +76,9 @@ pub enum Error {
     /// A network device cannot be had.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A disk cannot be had.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// Two devices claim an address.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -203,7 +207,8 @@ impl Vm {
             + usize::from(config.balloon)
             + usize::from(config.vsock.is_some())
             + config.shares.len()
-            + config.interfaces.len();
+            + config.interfaces.len()
+            + config.disks.len();
         let devices = u32::try_from(devices)
             .ok()
             .filter(|&n| n <= layout::VIRTIO_MMIO_MAX)
@@ -218,6 +223,7 @@ impl Vm {
         };
         let hook = ThreadHook::new(move |kind| {
             let thread = match kind {
+                ThreadKind::Block => Thread::Block,
                 ThreadKind::Fs => Thread::Fs,
                 ThreadKind::Net => Thread::Net,
                 ThreadKind::Vsock => Thread::Vsock,
@@ -266,6 +272,10 @@ impl Vm {
         for interface in config.interfaces {
             let device = Net::new(interface, &hook)?;
             board.add_virtio("virtio-net", &memory, Box::new(device))?;
+        }
+        for disk in config.disks {
+            let device = Block::new(disk, &hook)?;
+            board.add_virtio("virtio-blk", &memory, Box::new(device))?;
         }
 
         let (shared, devices) = board.finish()?;

@@ -71,6 +71,7 @@ fn config(vcpus: u8, kernel: PathBuf) -> VmConfig {
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
+        disks: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: Policy::Enforce,
         intruder: None,

@@ -1,4 +1,4 @@
-//! The virtio devices on the MMIO transport: file system, network, socket, entropy and balloon.
+//! The virtio devices on the MMIO transport: file system, disk, network, socket, entropy and balloon.
 //!
 //! Everything that comes out of guest memory or a device register is hostile. It is parsed once,
 //! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
@@ -7,6 +7,7 @@
 use vmm_sys_util::eventfd::EventFd;
 
 pub mod balloon;
+pub mod block;
 pub mod fs;
 mod interrupt;
 pub mod mmio;
@@ -30,6 +31,8 @@ pub use worker::{ThreadHook, ThreadKind, WorkerError};
 pub enum DeviceType {
     /// Network device, section 5.1.
     Network = 1,
+    /// Block device, section 5.2.
+    Block = 2,
     /// Entropy device, section 5.4.
     Entropy = 4,
     /// Traditional memory balloon device, section 5.5.

@@ -14,7 +14,7 @@ use super::Interrupt;
 use crate::memory::GuestRam;
 
 /// The most buffers in a chain that a device other than the file system takes.
-const MAX_BUFFERS: usize = 64;
+pub(super) const MAX_BUFFERS: usize = 64;
 
 /// A piece of guest RAM that a descriptor names. It lies within one memory region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

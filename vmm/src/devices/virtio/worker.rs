@@ -22,6 +22,8 @@ pub(super) const STACK_SIZE: usize = 256 << 10;
 /// What a device thread does, and so which system calls it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ThreadKind {
+    /// Carries data between a disk and the guest's memory.
+    Block,
     /// Serves a shared directory.
     Fs,
     /// Carries packets between a network device and the host's kernel.
