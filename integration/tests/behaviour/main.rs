@@ -11,6 +11,7 @@ mod attacks;
 mod bad_input;
 mod checkpoint;
 mod crash;
+mod disks;
 mod events;
 mod exec;
 mod filesystem;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
             stdio::CLAIMS,
             identity::CLAIMS,
             filesystem::CLAIMS,
+            disks::CLAIMS,
             restrictions::CLAIMS,
             hooks::CLAIMS,
             lifecycle::CLAIMS,

@@ -15,12 +15,13 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use prost::Message;
 use protocol::message::{
-    Empty, ExecRequest, Network, ObserveResponse, Process, ProcessStarted, ProcessesResponse,
-    StatsResponse,
+    CreateContainerRequest, Empty, ExecRequest, Network, ObserveResponse, Process, ProcessStarted,
+    ProcessesResponse, StatsResponse,
 };
 use protocol::{Code, Failure};
 use serde::de::DeserializeOwned;
 
+use crate::disks::{self, AttachedDisk};
 use crate::{boot, network};
 
 /// A process's stdio, for the engine.
@@ -43,16 +44,19 @@ pub(crate) struct Container {
     bundle: PathBuf,
     /// Where its network namespace is kept, if it has interfaces of the machine.
     network: PathBuf,
+    /// The disks of the machine that its spec names.
+    disks: Vec<AttachedDisk>,
 }
 
 /// What an operation gives: an encoded response.
 pub(crate) type Encoded = Result<Vec<u8>, Failure>;
 
 impl Container {
-    /// A container that is to be created from the text of a config.json. The engine's files for it go
-    /// below `directory`.
-    pub(crate) fn new(directory: &Path, id: &str, spec_json: &str) -> Result<Self, Failure> {
-        let spec: Spec = parse(spec_json, "the spec")?;
+    /// A container that is to be created as `request` says. The engine's files for it go below `directory`.
+    pub(crate) fn new(directory: &Path, request: &CreateContainerRequest) -> Result<Self, Failure> {
+        let id = &request.id;
+        let mut spec: Spec = parse(&request.spec_json, "the spec")?;
+        let disks = disks::attach(&request.disks, &mut spec).map_err(|error| internal(&error))?;
         let cgroups_path = spec
             .linux()
             .as_ref()
@@ -60,12 +64,13 @@ impl Container {
         let cgroup_path = Cgroup::path_for(cgroups_path, id)
             .map_err(|error| Failure::from_error(Code::InvalidArgument, &error))?;
         Ok(Self {
-            id: id.to_owned(),
+            id: id.clone(),
             spec,
             engine: Engine::new(directory.join(id)).with_seccomp_cache(directory.join("~seccomp")),
             bundle: directory.join(format!("{id}.bundle")),
             network: directory.join(format!("{id}.network")),
             cgroup_path,
+            disks,
         })
     }
 
@@ -191,7 +196,10 @@ impl Container {
     pub(crate) fn observe(&self, init: i32) -> Encoded {
         let pids = self.cgroup()?.pids().map_err(|error| internal(&error))?;
         let seen = engine::observation::observe(Pid::from_raw(init), &pids, Some(&self.spec));
-        let seen = seen.map_err(|error| internal(&error))?;
+        let mut seen = seen.map_err(|error| internal(&error))?;
+        for rule in seen.devices.iter_mut().flatten() {
+            disks::name_as_on_host(rule, &self.disks);
+        }
         let observation = serde_json::to_vec(&seen).map_err(|error| internal(&error))?;
         Ok(ObserveResponse { observation }.encode_to_vec())
     }

@@ -8,6 +8,7 @@ mod agent;
 pub mod boot;
 mod connection;
 mod container;
+mod disks;
 mod network;
 mod operation;
 mod process;

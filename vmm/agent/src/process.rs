@@ -218,6 +218,8 @@ impl Containers {
 
 #[cfg(test)]
 mod tests {
+    use protocol::message::CreateContainerRequest;
+
     use super::*;
 
     fn name(container: &str, exec: &str) -> ProcessName {
@@ -239,8 +241,12 @@ mod tests {
     #[test]
     fn a_process_belongs_to_its_container() {
         let mut containers = Containers::default();
-        let container =
-            || Rc::new(Container::new("/x".as_ref(), "c", "{\"ociVersion\":\"1.0.2\"}").unwrap());
+        let request = CreateContainerRequest {
+            id: "c".to_owned(),
+            spec_json: "{\"ociVersion\":\"1.0.2\"}".to_owned(),
+            ..CreateContainerRequest::default()
+        };
+        let container = || Rc::new(Container::new("/x".as_ref(), &request).unwrap());
         assert!(containers.insert_exec(&name("c", "e")).is_err());
         containers.insert("c", container()).unwrap();
         containers.insert_exec(&name("c", "e")).unwrap();

@@ -239,6 +239,7 @@ impl Guest {
             stdio: Some(stdio),
             shares: Vec::new(),
             network: None,
+            disks: Vec::new(),
         };
         self.call::<CreateContainer>(&request)?;
         Ok(())
@@ -703,6 +704,7 @@ fn wrong_calls_are_refused() -> Outcomes<()> {
             stdio: Some(stdio),
             shares: Vec::new(),
             network: None,
+            disks: Vec::new(),
         };
         failure(guest.call::<CreateContainer>(&request).map(|_| ()))
     };

@@ -23,7 +23,7 @@ pub use stdio::{StdioHeader, StdioHeaderError};
 
 /// The version of everything in this crate that is visible on the wire. Host and agent must agree exactly:
 /// both come from one build of the project, and the host packs the agent that it will talk to.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The vsock port of the RPC. The agent listens on it in the guest; the host listens on the same number
 /// for the agent's [`message::Hello`].
@@ -34,6 +34,9 @@ pub const STDIO_PORT: u32 = 1025;
 
 /// The directory in the guest under which the agent mounts each share by its tag.
 pub const SHARES_DIR: &str = "/run/rt";
+
+/// The directory in the guest in which the agent links each disk by its serial number.
+pub const DISKS_DIR: &str = "/run/rt/disks";
 
 /// The virtio-fs tag of the tree with one directory for each container's root file system.
 pub const ROOTFS_TAG: &str = "rootfs";

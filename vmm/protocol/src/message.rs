@@ -73,6 +73,26 @@ pub struct CreateContainerRequest {
     /// has a network namespace without a path.
     #[prost(message, optional, tag = "5")]
     pub network: Option<Network>,
+    /// The block devices of the host that the spec names, which the machine has as disks.
+    #[prost(message, repeated, tag = "6")]
+    pub disks: Vec<Disk>,
+}
+
+/// A disk of the machine.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Disk {
+    /// Its serial number, by which the guest finds it. A mount in the spec has `DISKS_DIR/<serial>` for its source.
+    #[prost(string, tag = "1")]
+    pub serial: String,
+    /// The major number of the block device on the host, which the spec has.
+    #[prost(uint32, tag = "2")]
+    pub major: u32,
+    /// Its minor number.
+    #[prost(uint32, tag = "3")]
+    pub minor: u32,
+    /// What the spec's device rules let the container do with it: of the letters `rw`.
+    #[prost(string, tag = "4")]
+    pub access: String,
 }
 
 /// What a network namespace on the host has, for one in the guest. Addresses of the internet are 4 or 16 bytes long,

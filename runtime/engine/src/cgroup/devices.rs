@@ -151,6 +151,16 @@ impl Policy {
         Ok(())
     }
 
+    /// What may be done with one device.
+    fn access(&self, device: &Devices) -> u8 {
+        let allows = |bit: &u8| {
+            let mut rules = self.rules.iter().rev();
+            let last = rules.find(|rule| rule.access & bit != 0 && rule.devices.cover(device));
+            last.map_or(self.allow, |rule| rule.allow)
+        };
+        [MKNOD, READ, WRITE].into_iter().filter(allows).sum()
+    }
+
     fn allows_all(&self) -> bool {
         self.allow && self.rules.iter().all(|rule| rule.allow)
     }
@@ -206,17 +216,41 @@ pub(super) fn line(devices: &Devices, access: u8) -> String {
         Kind::Block => 'b',
         Kind::Char => 'c',
     };
-    let mut line = format!(
-        "{kind} {}:{} ",
+    format!(
+        "{kind} {}:{} {}",
         number(devices.major),
-        number(devices.minor)
-    );
-    for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
-        if access & bit != 0 {
-            line.push(letter);
-        }
-    }
-    line
+        number(devices.minor),
+        letters(access)
+    )
+}
+
+fn letters(access: u8) -> String {
+    let all = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+    let given = all.into_iter().filter(|(bit, _)| access & bit != 0);
+    given.map(|(_, letter)| letter).collect()
+}
+
+/// What `rules` (`linux.resources.devices`) let a container do with one block device: of the letters `rw`. Making its node
+/// is nobody's to deny.
+///
+/// # Errors
+/// [`Error::Unsupported`] names the rule that is none.
+pub fn block_device_access(
+    rules: Option<&[LinuxDeviceCgroup]>,
+    major: u32,
+    minor: u32,
+) -> Result<String> {
+    let Some(rules) = rules else {
+        return Ok(letters(READ | WRITE));
+    };
+    let device = Devices {
+        kind: Kind::Block,
+        major: Some(major),
+        minor: Some(minor),
+    };
+    Ok(letters(
+        Policy::new(rules)?.access(&device) & (READ | WRITE),
+    ))
 }
 
 /// What every container may use, as version 1 writes it.
@@ -611,6 +645,27 @@ pub(super) mod tests {
         // Making nodes is among what every container may do.
         let exceptions: Vec<_> = policy.exceptions().unwrap().into_iter().collect();
         assert_eq!(exceptions, [(tun, WRITE)]);
+    }
+
+    #[test]
+    fn what_a_block_device_may_be_used_for_is_what_the_program_says() {
+        let rules = [
+            rule(false, A, [-1, -1], "rwm"),
+            rule(true, Block, [8, -1], "rw"),
+            rule(false, Block, [8, 1], "w"),
+            rule(true, Char, [9, 0], "rw"),
+        ];
+        let code = program(&Policy::new(&rules).unwrap());
+        for (numbers, expected) in [((8, 0), "rw"), ((8, 1), "r"), ((9, 0), "")] {
+            let (major, minor) = numbers;
+            let access = block_device_access(Some(&rules), major, minor).unwrap();
+            assert_eq!(access, expected);
+            for (bit, letter) in [(READ, 'r'), (WRITE, 'w')] {
+                let allowed = answer(&code, B, bit.into(), major, minor);
+                assert_eq!(access.contains(letter), allowed, "{numbers:?} {letter}");
+            }
+        }
+        assert_eq!(block_device_access(None, 8, 0).unwrap(), "rw");
     }
 
     #[test]

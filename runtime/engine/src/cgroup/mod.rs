@@ -23,7 +23,7 @@ use oci_spec::runtime::LinuxResources;
 use crate::fault;
 
 pub(crate) use device_access::allowed_devices;
-pub use devices::default_devices;
+pub use devices::{block_device_access, default_devices};
 pub use layout::{Hierarchy, Layout};
 pub use oom::OomWatch;
 pub(crate) use resources::{cpu_weight, swap_max};

@@ -535,6 +535,7 @@ fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, Isola
         rootfs_read_only: is_read_only(context.bundle),
         is_sandbox,
         volumes: guest_spec.volumes,
+        disks: guest_spec.disks,
         spec: guest_spec.spec,
         console_socket: context.console_socket.map(Path::to_owned),
     })

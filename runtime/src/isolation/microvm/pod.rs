@@ -336,6 +336,7 @@ impl Member<'_> {
                 stdio: Some(connected.relay.stdio()),
                 shares: vec![ROOTFS_TAG.to_owned(), VOLUMES_TAG.to_owned()],
                 network: None,
+                disks: Vec::new(),
             })?;
         fault::point("pod.container-created");
         StandIn::new(connected, machine)

@@ -451,6 +451,7 @@ fn until_agent_waits(boot: &Boot, interfaces: usize, shares: &Path) -> Result<Ru
             .into_iter()
             .collect::<Result<_, _>>()?,
         interfaces: interfaces.collect::<Result<_, VmmError>>()?,
+        disks: Vec::new(),
         leave_host: Box::new(|| Ok(())),
         seccomp: confinement(),
         intruder: None,

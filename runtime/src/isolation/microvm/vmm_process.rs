@@ -24,11 +24,12 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{pipe2, setsid};
 use oci_spec::runtime::{Process, Spec};
-use protocol::message::{ContainerRequest, CreateContainerRequest, Outcome};
+use protocol::message::{self, ContainerRequest, CreateContainerRequest, Outcome};
 use protocol::method::{CreateContainer, FinishSending};
 use protocol::{ClientError, ROOTFS_TAG, RPC_PORT, VOLUMES_TAG, read_hello};
 use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
+use vmm::devices::virtio::block::{Disk, DiskError};
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::net::Interface;
 use vmm::devices::virtio::vsock::{GuestCid, VsockHandle, VsockListener};
@@ -39,7 +40,7 @@ use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit
 
 use super::agent::{Agent, AgentError, VSOCK};
 use super::confinement;
-use super::guest_spec::{Network, Volume};
+use super::guest_spec::{self, Network, Volume};
 use super::intruder::intruder;
 use super::jail;
 use super::network::{self, NetworkError};
@@ -89,6 +90,8 @@ pub struct Orders {
     pub is_sandbox: bool,
     /// What else the guest sees.
     pub volumes: Vec<Volume>,
+    /// Its disks.
+    pub disks: Vec<guest_spec::Disk>,
     /// The configuration for the guest's engine.
     pub spec: Spec,
     /// Where the terminal's master goes.
@@ -198,6 +201,15 @@ pub enum VmmError {
     /// The shared trees.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// A block device of the host cannot be a disk.
+    #[error("cannot make {} a disk of the microVM", path.display())]
+    Disk {
+        /// Its node.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: DiskError,
+    },
     /// The machine.
     #[error("cannot start the microVM")]
     Machine(#[source] vmm::Error),
@@ -375,7 +387,11 @@ impl Machine {
         let (interfaces, mut network) = network::attach()?;
         let has_network = network.is_some();
         fault::point("vmm.network-attached");
-        let template = Templates::new(&orders.templates).find(&orders.boot, interfaces.len())?;
+        // A template has no disk.
+        let template = match orders.disks.is_empty() {
+            true => Templates::new(&orders.templates).find(&orders.boot, interfaces.len())?,
+            false => None,
+        };
         let is_resumed = template.is_some();
         if is_resumed && let Some(network) = &mut network {
             template::name_devices(network);
@@ -434,6 +450,7 @@ impl Machine {
             stdio: Some(relay.stdio()),
             shares: share_tags(orders),
             network,
+            disks: named_disks(orders),
         })?;
         fault::point("vmm.container-created");
         note_boot(notes, &vm, is_resumed, agent_at, exits_to_agent)
@@ -495,6 +512,46 @@ fn share_tags(orders: &Orders) -> Vec<String> {
         tags.push(VOLUMES_TAG.to_owned());
     }
     tags
+}
+
+/// The disks as the agent is to find them.
+fn named_disks(orders: &Orders) -> Vec<message::Disk> {
+    let name = |(index, disk): (usize, &guest_spec::Disk)| message::Disk {
+        serial: guest_spec::serial(index),
+        major: disk.major,
+        minor: disk.minor,
+        access: disk.access.clone(),
+    };
+    orders.disks.iter().enumerate().map(name).collect()
+}
+
+fn open_disks(orders: &Orders) -> Result<Vec<Disk>, VmmError> {
+    let disk = |(index, disk): (usize, &guest_spec::Disk)| {
+        let path = &disk.path;
+        let (file, read_only) =
+            open_disk(disk).map_err(io_error(format!("open {}", path.display())))?;
+        let disk = Disk::new(file, read_only, &guest_spec::serial(index));
+        disk.map_err(|source| VmmError::Disk {
+            path: path.clone(),
+            source,
+        })
+    };
+    orders.disks.iter().enumerate().map(disk).collect()
+}
+
+/// Opens a disk's device; whether for reading only, as is a device that is protected.
+fn open_disk(disk: &guest_spec::Disk) -> io::Result<(File, bool)> {
+    if !disk.read_only {
+        match File::options().read(true).write(true).open(&disk.path) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+                ) => {}
+            opened => return opened.map(|file| (file, false)),
+        }
+    }
+    File::open(&disk.path).map(|file| (file, true))
 }
 
 /// A file server wants many descriptors.
@@ -595,6 +652,7 @@ fn config(
         }),
         shares: shared_directories(orders, &Shares::in_jail(), has_volumes)?,
         interfaces,
+        disks: open_disks(orders)?,
         leave_host: Box::new(move || {
             jail::enter(&root).map_err(io::Error::other)?;
             fault::point("vmm.jailed");

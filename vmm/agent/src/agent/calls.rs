@@ -120,7 +120,7 @@ impl Agent {
         let name = ProcessName::init(&request.id);
         name.check()?;
         let directory = self.directory.join("engine");
-        let container = Rc::new(Container::new(&directory, &request.id, &request.spec_json)?);
+        let container = Rc::new(Container::new(&directory, &request)?);
         self.containers.insert(&request.id, Rc::clone(&container))?;
         let stdio = request.stdio.unwrap_or_default();
         self.start_process(caller, &name, &stdio, |io| {
