@@ -495,6 +495,10 @@ mod tests {
             ],
             "root_is_top": {"Ok": true},
             "outside": [],
+            "objects": [],
+            "other_rlimits": [],
+            "cgroup": {},
+            "sysctls": {},
             "strays": [],
             "devices": {"Ok": ["c 1:3 rwm"]},
             "limits": {

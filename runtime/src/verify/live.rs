@@ -368,6 +368,10 @@ pub(super) mod tests {
             "other_filters": [],
             "unseen": {},
             "outside": [{"at": "/proc/7/fd/9", "target": "/sys/fs/cgroup"}],
+            "objects": [],
+            "other_rlimits": [],
+            "cgroup": {},
+            "sysctls": {},
             "devices": {"Ok": ["c 1:3 rwm"]},
             "limits": {
                 "memory": 1000, "pids": null, "cpu": null, "memory_and_swap": null, "cpus": null, "mems": null

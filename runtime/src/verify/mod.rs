@@ -27,6 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
+use engine::observation::Topic;
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 use serde::Serialize;
@@ -190,9 +191,12 @@ pub fn process(pid: i32, bundle: Option<&Path>, policy: &Policy) -> Result<Repor
     let draft = bundle.map(Draft::read).transpose()?;
     let spec = draft.as_ref().map(|draft| &draft.spec);
     let process = Pid::from_raw(pid);
-    let members = engine::observation::companions(process);
-    let seen = engine::observation::observe(process, &members, spec)
+    let (members, all) = engine::observation::companions(process);
+    let mut seen = engine::observation::observe(process, &members, spec)
         .map_err(|source| VerifyError::Process { pid, source })?;
+    if let Err(why) = all {
+        seen.unseen.entry(Topic::Processes).or_insert(why);
+    }
     let mut examination = Examination::new(policy);
     let found = live::posture(&seen);
     if let Some(draft) = draft {

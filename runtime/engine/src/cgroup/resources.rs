@@ -174,7 +174,7 @@ fn number_or_max(value: i64) -> String {
 /// It maps the least, the default (1024 to 100) and the greatest onto each other:
 /// log10(weight) = (l² + 125 l) / 612 - 7/34, with l = log2(shares).
 #[must_use]
-pub(crate) fn cpu_weight(shares: u64) -> u64 {
+pub fn cpu_weight(shares: u64) -> u64 {
     match shares {
         0 => 0,
         1 | 2 => 1,

@@ -1,19 +1,23 @@
-//! What a process holds open outside its own mounts: the way out of CVE-2024-21626.
+//! What a process holds outside its own mounts, namespaces and processes: the way out of CVE-2024-21626.
 //!
 //! What is outside is told by the identity of its mount, which the kernel gives; a name is the container's to choose.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 
 use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, Statx, memfd_create};
 
-use super::places::identity_of;
+use super::places::{identity, identity_of};
 use super::processes::numbers;
+use super::sockets::{self, Socket};
 use super::{Namespace, Outside, host_mounts, read};
 
-/// How many descriptors are looked at.
-const LIMIT: usize = 100_000;
+/// How many descriptors and mappings are looked at.
+const LIMIT: usize = 200_000;
 
 /// How many of those that are outside are told.
 const FOUND_LIMIT: usize = 256;
@@ -27,6 +31,25 @@ const OF_NO_MOUNT: [&str; 5] = [
     "/anon_hugepage",
 ];
 
+/// How the links of objects of the kernel begin that do more than their holder may, if somebody else made them.
+const OBJECTS: [&str; 12] = [
+    "anon_inode:bpf",
+    "anon_inode:btf",
+    "anon_inode:kvm",
+    "anon_inode:seccomp notify",
+    "anon_inode:[fanotify]",
+    "anon_inode:[fscontext]",
+    "anon_inode:[io_uring]",
+    "anon_inode:[perf_event]",
+    "anon_inode:[userfaultfd]",
+    "anon_inode:[vfio",
+    "anon_inode:iommufd",
+    "anon_inode:[iommufd]",
+];
+
+/// How many bytes are compared at once.
+const BLOCK: usize = 1 << 16;
+
 /// What threads share (kcmp(2)).
 const KCMP_FILES: libc::c_int = 2;
 const KCMP_FS: libc::c_int = 3;
@@ -39,27 +62,83 @@ struct Search {
     /// The container's processes, its namespaces, and those of the host.
     processes: Vec<i32>,
     namespaces: BTreeMap<String, Namespace>,
+    /// The users of its user namespace, if it has one of its own and they are known, as (first, count) of ours.
+    users: Option<Vec<(u64, u64)>>,
     looked_at: usize,
-    found: Vec<Outside>,
+    found: Held,
+    sockets: Vec<Socket>,
+    /// The mount of all memory that has a descriptor.
+    memory: io::Result<u64>,
+    /// Which inodes there have the bytes of this program.
+    programs: RefCell<BTreeMap<u64, bool>>,
 }
 
-/// Descriptors, working directories and roots that are in none of a container's mounts, namespaces of the host, and
-/// processes that are not its own. `Err`: why not all was looked at.
+/// What is held.
+#[derive(Default)]
+pub(super) struct Held {
+    /// As [`super::Observation::outside`].
+    pub(super) outside: Vec<Outside>,
+    /// As [`super::Observation::objects`].
+    pub(super) objects: Vec<Outside>,
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Descriptors and directories.
+    Descriptors,
+    /// Programs and memory mappings too, for which one has to be root.
+    All,
+}
+
+/// What is held that is in none of a container's mounts, namespaces of others, and processes that are not its own. `Err`:
+/// why not all was looked at.
 pub(super) fn outside(
     processes: &[Pid],
     mounts: &str,
     namespaces: &BTreeMap<String, Namespace>,
-) -> (Vec<Outside>, Result<(), String>) {
+    uid_map: &str,
+    extent: Extent,
+) -> (Held, Result<(), String>) {
+    let user = namespaces.get("user");
+    let has_users = user.is_some_and(|one| !one.host.contains(&one.own));
     let mut search = Search {
         mounts: mount_ids(mounts),
         host_mounts: mount_ids(&host_mounts().unwrap_or_default()),
         processes: processes.iter().map(|pid| pid.as_raw()).collect(),
         namespaces: namespaces.clone(),
+        users: has_users
+            .then(|| users(uid_map))
+            .filter(|users| !users.is_empty()),
         looked_at: 0,
-        found: Vec::new(),
+        found: Held::default(),
+        sockets: Vec::new(),
+        memory: mount_of_memory(),
+        programs: RefCell::default(),
     };
-    let all = processes.iter().try_for_each(|pid| search.process(*pid));
-    (search.found, all)
+    let descriptors = processes
+        .iter()
+        .try_for_each(|pid| search.process(*pid, extent));
+    let sockets = search.ask_sockets();
+    let objects = match search.found.objects.len() {
+        FOUND_LIMIT.. => Err(format!("{FOUND_LIMIT} objects of the kernel or more")),
+        _ => Ok(()),
+    };
+    (search.found, descriptors.and(sockets).and(objects))
+}
+
+/// The ranges of users in the text of uid_map (user_namespaces(7)).
+fn users(uid_map: &str) -> Vec<(u64, u64)> {
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    uid_map.lines().filter_map(range).collect()
+}
+
+fn mount_of_memory() -> io::Result<u64> {
+    let memory = memfd_create("rt", MemfdFlags::CLOEXEC)?;
+    Ok(identity(memory, "")?.stx_mnt_id)
 }
 
 fn mount_ids(mounts: &str) -> BTreeSet<u64> {
@@ -70,11 +149,14 @@ fn mount_ids(mounts: &str) -> BTreeSet<u64> {
 }
 
 impl Search {
-    fn process(&mut self, pid: Pid) -> Result<(), String> {
+    fn process(&mut self, pid: Pid, extent: Extent) -> Result<(), String> {
         let directory = format!("/proc/{pid}");
         let more = self.mounts_of_its_own(&directory);
         let streams = ["0", "1", "2"].map(|number| key(&format!("{directory}/fd/{number}")));
         let streams: Vec<_> = streams.into_iter().flatten().collect();
+        if extent == Extent::All {
+            self.program_and_mappings(&directory, &more)?;
+        }
         for tid in numbers(&format!("{directory}/task")) {
             let is_first = tid == pid.as_raw();
             let task = format!("{directory}/task/{tid}");
@@ -87,7 +169,8 @@ impl Search {
                 }
             }
             if is_other(KCMP_FILES) {
-                self.descriptors(own, &streams, &more)?;
+                let holder = (own.as_str(), tid, !is_first);
+                self.descriptors(holder, &streams, &more)?;
             }
         }
         Ok(())
@@ -107,67 +190,198 @@ impl Search {
     }
 
     fn place(&mut self, link: String, more: &BTreeSet<u64>) -> Result<(), String> {
-        match identity_of(&link) {
-            Ok(file) if self.is_own(file.stx_mnt_id, more) => Ok(()),
-            Ok(_) => {
-                self.push(link);
-                Ok(())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Err(error.to_string()),
-            // It has ended.
-            Err(_) => Ok(()),
+        if self.stranger(&link, more)?.is_some() {
+            self.push(&link);
         }
+        Ok(())
     }
 
     fn is_own(&self, mount: u64, more: &BTreeSet<u64>) -> bool {
         self.mounts.contains(&mount) || more.contains(&mount)
     }
 
-    fn descriptors(
+    /// The program that a process executes, and the files in its memory.
+    fn program_and_mappings(
         &mut self,
         directory: &str,
+        more: &BTreeSet<u64>,
+    ) -> Result<(), String> {
+        let mut known = BTreeSet::new();
+        let mappings = format!("{directory}/map_files");
+        let names = match fs::read_dir(&mappings) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(format!("{mappings}: {error}")),
+        };
+        let links = names.flatten().map(|entry| entry.path());
+        for link in [Path::new(directory).join("exe")].into_iter().chain(links) {
+            self.looked_at += 1;
+            if self.looked_at > LIMIT {
+                return Err(format!("more than {LIMIT} descriptors and mappings"));
+            }
+            let at = link.to_string_lossy();
+            let target = match fs::read_link(&link) {
+                Ok(target) => target,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(format!("{at}: {error}"));
+                }
+                // It is there no more.
+                Err(_) => continue,
+            };
+            if !target.is_absolute() {
+                self.object(&at, &target);
+                continue;
+            }
+            if let Some(file) = self.stranger(&at, more)?
+                && known.insert((file.stx_mnt_id, file.stx_ino))
+                && !self.is_memory(&at, &target, &file)
+            {
+                self.push(&at);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a link leads to, if that is in none of the container's mounts.
+    fn stranger(&self, at: &str, more: &BTreeSet<u64>) -> Result<Option<Statx>, String> {
+        match identity_of(at) {
+            Ok(file) if self.is_own(file.stx_mnt_id, more) => Ok(None),
+            Ok(file) => Ok(Some(file)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Unsupported => Err(error.to_string()),
+                io::ErrorKind::PermissionDenied => Err(format!("{at}: {error}")),
+                // It has ended, or was closed.
+                _ => Ok(None),
+            },
+        }
+    }
+
+    fn descriptors(
+        &mut self,
+        (directory, holder, is_thread): (&str, i32, bool),
         streams: &[(u64, u64)],
         more: &BTreeSet<u64>,
     ) -> Result<(), String> {
         for number in numbers(&format!("{directory}/fd")) {
             self.looked_at += 1;
             if self.looked_at > LIMIT {
-                return Err(format!("more than {LIMIT} descriptors"));
+                return Err(format!("more than {LIMIT} descriptors and mappings"));
             }
             let at = format!("{directory}/fd/{number}");
             let Ok(target) = fs::read_link(&at) else {
                 continue;
             };
+            // The standard streams are the caller's to choose, and with them their copies; a directory is no stream.
+            let is_stream = |file: &Statx| {
+                let is_directory = u32::from(file.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+                !is_directory && streams.contains(&(file.stx_mnt_id, file.stx_ino))
+            };
             if !target.is_absolute() {
                 // `pipe:[7]` and the like are in no file system, and no path has such a name.
-                if self.is_of_others(&target, &format!("{directory}/fdinfo/{number}")) {
-                    self.push(at);
+                if target.to_string_lossy().starts_with("socket:[") {
+                    if !identity_of(&at).is_ok_and(|file| is_stream(&file)) {
+                        self.sockets.push(Socket {
+                            at,
+                            holder,
+                            is_thread,
+                            number,
+                        });
+                    }
+                } else if self.is_of_others(&target, &format!("{directory}/fdinfo/{number}")) {
+                    self.push(&at);
+                } else {
+                    self.object(&at, &target);
                 }
                 continue;
             }
-            let file = match identity_of(&at) {
-                Ok(file) => file,
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                    return Err(error.to_string());
-                }
-                Err(_) => continue,
+            let Some(file) = self.stranger(&at, more)? else {
+                continue;
             };
-            if self.is_own(file.stx_mnt_id, more) {
-                continue;
+            if !is_stream(&file) && !self.is_memory(&at, &target, &file) {
+                self.push(&at);
             }
-            // The standard streams are the caller's to choose, and with them their copies; a directory is no stream.
-            let is_directory = u32::from(file.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
-            if !is_directory && streams.contains(&(file.stx_mnt_id, file.stx_ino)) {
-                continue;
-            }
-            let name = target.to_string_lossy();
-            // The name alone says nothing: a file of the host could have it.
-            let is_memory = !self.host_mounts.contains(&file.stx_mnt_id)
-                && file.stx_dev_major == 0
-                && OF_NO_MOUNT.iter().any(|begin| name.starts_with(begin));
-            if !is_memory {
-                self.push(at);
-            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is memory that a process of the container may have made.
+    fn is_memory(&self, at: &str, target: &Path, file: &Statx) -> bool {
+        let name = target.to_string_lossy();
+        // The name alone says nothing: a file of the host could have it.
+        let is_memory = !self.host_mounts.contains(&file.stx_mnt_id)
+            && file.stx_dev_major == 0
+            && OF_NO_MOUNT.iter().any(|begin| name.starts_with(begin));
+        let owner = u64::from(file.stx_uid);
+        let is_of_another = self.users.as_ref().is_some_and(|users| {
+            let mut users = users.iter();
+            !users.any(|(first, count)| owner.checked_sub(*first).is_some_and(|id| id < *count))
+        });
+        is_memory && !is_of_another && !self.is_this_program(at, file)
+    }
+
+    /// Whether it has the bytes of this program, which a container's first process once was.
+    fn is_this_program(&self, at: &str, file: &Statx) -> bool {
+        // Other file systems than the kernel's own may not answer.
+        if self.memory.as_ref().ok() != Some(&file.stx_mnt_id) {
+            return false;
+        }
+        let mut known = self.programs.borrow_mut();
+        *known.entry(file.stx_ino).or_insert_with(|| {
+            let is_same = || -> io::Result<bool> {
+                let (mut own, mut other) = (File::open("/proc/self/exe")?, File::open(at)?);
+                if own.metadata()?.len() != other.metadata()?.len() {
+                    return Ok(false);
+                }
+                let (mut one, mut two) = (vec![0; BLOCK], vec![0; BLOCK]);
+                loop {
+                    let count = own.read(&mut one)?;
+                    other.read_exact(&mut two[..count])?;
+                    if count == 0 || one[..count] != two[..count] {
+                        return Ok(count == 0);
+                    }
+                }
+            };
+            is_same().unwrap_or(false)
+        })
+    }
+
+    /// Notes an object of the kernel of which nobody tells who made it.
+    fn object(&mut self, at: &str, target: &Path) {
+        let name = target.to_string_lossy();
+        let is_namespace = || {
+            let parts = name
+                .strip_suffix(']')
+                .and_then(|text| text.split_once(":["));
+            parts.is_some_and(|(kind, id)| {
+                let known = self.namespaces.get(kind);
+                known.is_some_and(|known| id.parse() != Ok(known.own))
+            })
+        };
+        if self.found.objects.len() < FOUND_LIMIT
+            && (OBJECTS.iter().any(|begin| name.starts_with(begin)) || is_namespace())
+        {
+            self.found.objects.push(Outside {
+                at: at.to_owned(),
+                target: name.into_owned(),
+            });
+        }
+    }
+
+    /// Asks the sockets that were found, unless the network is the host's: of that nothing is outside.
+    fn ask_sockets(&mut self) -> Result<(), String> {
+        let sockets = std::mem::take(&mut self.sockets);
+        let Some(net) = self.namespaces.get("net") else {
+            return Ok(());
+        };
+        if net.host.contains(&net.own) {
+            return Ok(());
+        }
+        // That a process is in another network is told of it.
+        let networks = self.processes.iter();
+        let networks = networks.filter_map(|pid| sockets::network_of(&format!("/proc/{pid}")));
+        let own = networks.chain([net.own]).collect();
+        for at in sockets::of_others(sockets, own)? {
+            self.push(&at);
         }
         Ok(())
     }
@@ -195,13 +409,13 @@ impl Search {
         })
     }
 
-    fn push(&mut self, at: String) {
-        if self.found.len() == FOUND_LIMIT {
+    fn push(&mut self, at: &str) {
+        if self.found.outside.len() == FOUND_LIMIT {
             return;
         }
-        let target = fs::read_link(&at).unwrap_or_default();
-        self.found.push(Outside {
-            at,
+        let target = fs::read_link(at).unwrap_or_default();
+        self.found.outside.push(Outside {
+            at: at.to_owned(),
             target: target.to_string_lossy().into_owned(),
         });
     }

@@ -1,15 +1,17 @@
 //! What the kernel says of a container's processes, word for word, for whoever compares it with what was asked for.
 //!
-//! It reads and changes nothing; only for a seccomp filter is a thread held for a moment, as by a debugger. The processes
-//! are hostile: what is looked up in their root cannot lead out of it and is not opened, what they can make long is
-//! bounded, and where a bound was met that is told. It runs in the guest too, from where its answer is as trusted as the
-//! guest.
+//! It reads and changes nothing; only for a seccomp filter is a thread held for a moment, as by a debugger, and a socket is
+//! asked by a copy of its descriptor. The processes are hostile: what is looked up in their root cannot lead out of it and
+//! is not opened, what they can make long is bounded, and where a bound was met that is told. It runs in the guest too, from
+//! where its answer is as trusted as the guest.
 
 mod descriptors;
 mod filters;
 mod limits;
 mod places;
 mod processes;
+mod sockets;
+mod sysctls;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,6 +25,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
+use descriptors::Extent;
 
 /// How many bytes of a file are read.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -67,6 +70,8 @@ pub struct Observation {
     pub gid_map: String,
     /// `/proc/pid/limits`.
     pub rlimits: String,
+    /// The same of other processes, one for each text that differs.
+    pub other_rlimits: Vec<(i32, String)>,
     /// `/proc/pid/mountinfo`.
     pub mounts: String,
     /// The same of the system's first process.
@@ -82,15 +87,23 @@ pub struct Observation {
     /// Whether nothing is above the root, as after pivot_root(2): whoever only called chroot(2) gets out by calling it
     /// again. `Err`: why that is not known.
     pub root_is_top: Result<bool, String>,
-    /// Descriptors, working directories and roots that are in none of the process's mounts, namespaces of the host, and
-    /// processes that are not the container's.
+    /// Descriptors, directories, programs and mappings that are in none of the process's mounts, sockets of another
+    /// network, namespaces of the host, and processes that are not the container's.
     pub outside: Vec<Outside>,
+    /// Objects of the kernel that processes hold, of which nobody tells who made them: bpf programs and maps, perf events,
+    /// io_urings and the like, and namespaces that are neither the process's nor the host's.
+    pub objects: Vec<Outside>,
     /// Threads that are elsewhere than the process.
     pub strays: Vec<Stray>,
     /// The devices that may be used, in the form of the devices cgroup: `c 1:3 rwm`. `Err`: why that is not known.
     pub devices: Result<Vec<String>, String>,
     /// The limits in force, also those of cgroups above.
     pub limits: Limits,
+    /// The files of the cgroup that have the limits which the configuration asks for beside those: of each what it says in
+    /// the process's cgroup, and in those above.
+    pub cgroup: BTreeMap<String, Vec<String>>,
+    /// The kernel parameters that the configuration names, in the process's namespaces. `Err`: why one is not known.
+    pub sysctls: BTreeMap<String, Result<String, String>>,
     /// The seccomp filters of the process, the newest first. `Err`: why they cannot be read.
     pub seccomp: Result<Vec<Vec<Instruction>>, String>,
     /// The filters of other threads, a thread for each kind that is not the process's.
@@ -254,11 +267,11 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     let mut all = vec![pid];
     all.extend(members.iter().filter(|other| **other != pid));
     let mut guests = Vec::new();
+    let joins = spec.is_some_and(joins_processes);
     if !members.is_empty() {
         let sharing = processes::Sharing::of(&namespaces);
         note(Topic::Processes, sharing.all);
         let mut found = sharing.mounts;
-        let joins = spec.is_some_and(joins_processes);
         let (own, others): (Vec<Pid>, Vec<Pid>) = sharing
             .pids
             .into_iter()
@@ -271,14 +284,22 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     }
     let (threads, whole) = processes::threads(&all);
     note(Topic::Threads, whole);
-    let mut strays = processes::strays(pid, members, &threads, &namespaces);
+    let born_in = processes::user_namespace_of(pid, &namespaces, joins);
+    let mut strays = processes::strays(pid, members, &threads, &namespaces, born_in);
     strays.extend(guests.into_iter().map(|one| Stray {
         pid: one.as_raw(),
         at: format!("/proc/{one}/cgroup"),
         kind: StrayKind::Outside,
     }));
-    let (mut outside, whole) = descriptors::outside(&all, &mounts, &namespaces);
+    let rlimits = text("limits")?;
+    let (other_rlimits, whole) = processes::other_rlimits(&all, &rlimits);
+    note(Topic::Threads, whole);
+    let uid_map = text("uid_map")?;
+    // Of the container's users that of a process which left them says nothing.
+    let users = born_in.map_or(uid_map.as_str(), |_| "");
+    let (held, whole) = descriptors::outside(&all, &mounts, &namespaces, users, Extent::All);
     note(Topic::Descriptors, whole);
+    let mut outside = held.outside;
     let seen = places::look(pid, paths(spec, &mounts));
     note(Topic::Mounts, seen.all);
     let is_of_its_own = |one: &Namespace| !one.host.contains(&one.own);
@@ -304,10 +325,12 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
         pid: pid.as_raw(),
         kernel: read("/proc/version").unwrap_or_default().trim().to_owned(),
         namespaces,
-        uid_map: text("uid_map")?,
+        uid_map,
         gid_map: text("gid_map")?,
-        rlimits: text("limits")?,
+        rlimits,
+        other_rlimits,
         outside,
+        objects: held.objects,
         strays,
         host_mounts,
         mounts,
@@ -318,6 +341,10 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
         root_is_top: seen.root_is_top,
         devices: cgroups.devices(),
         limits: cgroups.limits(),
+        cgroup: spec.map(|spec| cgroups.files(spec)).unwrap_or_default(),
+        sysctls: spec
+            .map(|spec| sysctls::read(pid, spec))
+            .unwrap_or_default(),
         seccomp,
         other_filters,
         unseen,
@@ -325,17 +352,17 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
 }
 
 /// The processes that are, as far as can be told, of the container that a process is of: those of its cgroup, if that is
-/// not the system's or ours.
-pub fn companions(pid: Pid) -> Vec<Pid> {
+/// not the system's or ours. `Err`: why there may be more.
+pub fn companions(pid: Pid) -> (Vec<Pid>, Result<(), String>) {
     let cgroups = |process: &str| {
         let text = read(&format!("/proc/{process}/cgroup")).unwrap_or_default();
         limits::Cgroups::of(&text)
     };
-    let mut found = cgroups(&pid.to_string()).processes(&cgroups("self"));
+    let (mut found, all) = cgroups(&pid.to_string()).processes(&cgroups("self"));
     if !found.contains(&pid) {
         found.push(pid);
     }
-    found
+    (found, all)
 }
 
 /// Whether a container is to be among the processes of others.
@@ -386,15 +413,17 @@ pub fn unescape(text: &str) -> PathBuf {
     OsString::from_vec(plain).into()
 }
 
-/// What a process holds outside its own mounts, as [`Observation::outside`].
+/// What a process holds outside its own mounts, as [`Observation::outside`], but for its memory.
 ///
 /// # Errors
 /// Its mounts or the system's cannot be read.
 pub fn outside(process: Pid) -> io::Result<Vec<Outside>> {
     let mounts = read(&format!("/proc/{process}/mountinfo"))?;
     let namespaces = processes::namespaces(process).map_err(io::Error::other)?;
-    let (found, all) = descriptors::outside(&[process], &mounts, &namespaces);
-    all.map(|()| found).map_err(io::Error::other)
+    let uid_map = read(&format!("/proc/{process}/uid_map"))?;
+    let extent = Extent::Descriptors;
+    let (held, all) = descriptors::outside(&[process], &mounts, &namespaces, &uid_map, extent);
+    all.map(|()| held.outside).map_err(io::Error::other)
 }
 
 /// The mounts of the system's first process.

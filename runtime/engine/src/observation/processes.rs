@@ -1,7 +1,9 @@
 //! Which processes are a container's, and which of their threads are elsewhere.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +17,9 @@ const THREAD_LIMIT: usize = 4096;
 
 /// How many processes of the system are looked at.
 const PROCESS_LIMIT: usize = 1 << 17;
+
+/// How many kinds of resource limits are told.
+const RLIMITS_LIMIT: usize = 64;
 
 /// How many strays are told.
 const STRAY_LIMIT: usize = 64;
@@ -40,8 +45,43 @@ const FIRST_OF_OTHERS: u64 = 0xF000_0000;
 /// The first thread of the kernel's own, which is in the first namespaces.
 const KTHREADD: &str = "2";
 
-fn id(process: &str, kind: &str) -> std::io::Result<u64> {
+fn id(process: &str, kind: &str) -> io::Result<u64> {
     Ok(fs::metadata(format!("/proc/{process}/ns/{kind}"))?.ino())
+}
+
+/// The namespace that the kernel opens for a `request` of this file: of a socket its network, of a namespace its owner.
+pub(super) fn related(file: &impl AsRawFd, request: libc::Ioctl) -> io::Result<u64> {
+    // SAFETY: these requests take no argument, and answer with a new descriptor.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), request) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just opened it, for nobody else.
+    let namespace = unsafe { File::from_raw_fd(answer) };
+    Ok(namespace.metadata()?.ino())
+}
+
+/// The user namespace in which a process was born, as far as that is told: that of its pid namespace, which it cannot
+/// leave, unless it `joined` one; else of its mount namespace.
+pub(super) fn user_namespace_of(
+    pid: Pid,
+    namespaces: &BTreeMap<String, Namespace>,
+    joined: bool,
+) -> Option<u64> {
+    let own = namespaces.get("user")?.own;
+    let kinds = if joined {
+        &["mnt"][..]
+    } else {
+        &["pid", "mnt"]
+    };
+    let is_new = |kind: &&&str| {
+        let known = namespaces.get(**kind);
+        known.is_some_and(|one| !one.host.contains(&one.own))
+    };
+    let kind = kinds.iter().find(is_new)?;
+    let file = File::open(format!("/proc/{pid}/ns/{kind}")).ok()?;
+    let owner = related(&file, libc::NS_GET_USERNS).ok()?;
+    (owner != own).then_some(owner)
 }
 
 /// The namespaces of a process, and those of the host.
@@ -130,7 +170,7 @@ impl Sharing {
 /// Whether a process or thread has ended, and waits to be waited for: it is in no namespace any more, and does nothing.
 fn has_ended(directory: &str) -> bool {
     let found = fs::metadata(format!("{directory}/ns/mnt"));
-    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether a process is in the cgroups of another, or below them.
@@ -169,13 +209,38 @@ pub(super) fn threads(processes: &[Pid]) -> (Vec<Thread>, Result<(), String>) {
     (threads, Ok(()))
 }
 
+/// The texts of /proc/pid/limits that differ from `first`, each once. `Err`: there are too many.
+pub(super) fn other_rlimits(
+    processes: &[Pid],
+    first: &str,
+) -> (Vec<(i32, String)>, Result<(), String>) {
+    let mut found: Vec<(i32, String)> = Vec::new();
+    for pid in processes {
+        // One that ended meanwhile needs nothing any more.
+        let Ok(text) = read(&format!("/proc/{pid}/limits")) else {
+            continue;
+        };
+        if text == first || found.iter().any(|(_, known)| *known == text) {
+            continue;
+        }
+        if found.len() == RLIMITS_LIMIT {
+            let why = format!("more than {RLIMITS_LIMIT} kinds of resource limits");
+            return (found, Err(why));
+        }
+        found.push((pid.as_raw(), text));
+    }
+    (found, Ok(()))
+}
+
 /// The threads that are elsewhere than the first process: in other namespaces, or in a cgroup that is not below its own.
-/// `members`: the processes that are known to be of the container's cgroup, if that is known.
+/// `members`: the processes that are known to be of the container's cgroup, if that is known. `born_in`: the user namespace
+/// of the container, where its first process is in another now.
 pub(super) fn strays(
     pid: Pid,
     members: &[Pid],
     threads: &[Thread],
     namespaces: &BTreeMap<String, Namespace>,
+    born_in: Option<u64>,
 ) -> Vec<Stray> {
     let own_cgroups = read(&format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let mut found: Vec<Stray> = Vec::new();
@@ -202,7 +267,8 @@ pub(super) fn strays(
             let Ok(theirs) = fs::metadata(format!("{directory}/ns/{kind}")) else {
                 continue;
             };
-            if theirs.ino() == one.own {
+            let born_in = born_in.filter(|_| kind == "user");
+            if theirs.ino() == born_in.unwrap_or(one.own) {
                 continue;
             }
             let kind_of = if one.host.contains(&theirs.ino()) {
