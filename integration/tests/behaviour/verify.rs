@@ -3,6 +3,8 @@
 //! That each check can fail is shown by breaking what it looks at while the container runs.
 
 use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +15,7 @@ use integration::snapshot::Snapshot;
 use integration::{
     Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq, eventually, finish, wait_with_limit,
 };
+use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -60,6 +63,22 @@ pub const CLAIMS: &[Entry] = &[
 
 pub const CONTAINER_CLAIMS: &[Entry] = &[
     ("a_leaked_descriptor_is_found", a_leaked_descriptor_is_found),
+    (
+        "a_leaked_object_of_the_kernel_is_found",
+        a_leaked_object_of_the_kernel_is_found,
+    ),
+    (
+        "a_program_from_outside_is_found",
+        a_program_from_outside_is_found,
+    ),
+    (
+        "a_setting_that_is_not_in_force_is_found",
+        a_setting_that_is_not_in_force_is_found,
+    ),
+    (
+        "who_makes_users_of_its_own_is_not_known",
+        who_makes_users_of_its_own_is_not_known,
+    ),
     (
         "what_is_mounted_over_or_beside_is_found",
         what_is_mounted_over_or_beside_is_found,
@@ -290,6 +309,7 @@ fn what_changed_while_it_runs_is_found(fixture: &Fixture) -> Claim {
                 "capabilities.permitted",
                 "groups",
                 "no-new-privileges",
+                "rlimits",
                 "user"
             ],
             1
@@ -385,6 +405,182 @@ fn a_leaked_descriptor_is_found(fixture: &Fixture) -> Claim {
         finding["what"],
         "/etc is outside the container",
         "what is found"
+    );
+    Ok(())
+}
+
+fn a_leaked_object_of_the_kernel_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    bundle.save()?;
+    let (socket, _other) = UnixStream::pair()?;
+    let map = bpf_map()?;
+    let program = memfd_create(c"rt", MemFdCreateFlag::MFD_CLOEXEC)?;
+    let program = fs::File::from(program);
+    std::io::copy(
+        &mut fs::File::open(fixture.rt(&["state"]).get_program())?,
+        &mut &program,
+    )?;
+    for (name, leaked) in [
+        ("socket:[", OwnedFd::from(socket)),
+        ("anon_inode:bpf-map", map),
+        ("/memfd:rt (deleted)", program.into()),
+    ] {
+        let id = fixture.id("object");
+        let mut rt = fixture.rt(&["run", "--detach", "--preserve-fds", "1", "--bundle"]);
+        rt.arg(bundle.dir()).arg(&id).stdin(Stdio::null());
+        // The container keeps its streams: none of ours may be among them.
+        rt.stdout(Stdio::null()).stderr(Stdio::null());
+        let leaked = leaked.as_raw_fd();
+        // SAFETY: the child makes system calls alone, which allocate nothing.
+        unsafe {
+            rt.pre_exec(move || match libc::dup2(leaked, 3) {
+                // One that is there already would be closed by execve(2) as before.
+                3 if leaked != 3 || libc::fcntl(3, libc::F_SETFD, 0) == 0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        ensure!(rt.status()?.success(), "rt run failed");
+        let (report, code) = verify(fixture, &["--live", &id])?;
+        ensure_eq!(
+            (broken(&report), rules(&report, "error"), code),
+            (vec!["descriptors"], vec!["open-descriptors"], 1),
+            "{name}: {report}"
+        );
+        let what = report["findings"][0]["what"].as_str().unwrap_or_default();
+        ensure!(what.starts_with(name), "{name}: {report}");
+        fixture.call(&["delete", "--force", &id])?.success()?;
+    }
+    Ok(())
+}
+
+/// A map of the kernel's (bpf(2)), which a confined container cannot make.
+fn bpf_map() -> Answer<OwnedFd> {
+    // `BPF_MAP_TYPE_ARRAY`, the sizes of a key and of a value, and how many there are.
+    let attributes: [u32; 4] = [2, 4, 4, 1];
+    let (create, size) = (0, size_of_val(&attributes));
+    // SAFETY: the kernel reads as many bytes as there are.
+    let map = unsafe { libc::syscall(libc::SYS_bpf, create, attributes.as_ptr(), size) };
+    let map = i32::try_from(map)?;
+    if map < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: the kernel just opened it, for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(map) })
+}
+
+fn a_program_from_outside_is_found(fixture: &Fixture) -> Claim {
+    let bundle = confined(fixture)?;
+    let id = fixture.id("outside");
+    fixture.start_detached(&bundle, &id)?;
+    let pid = pid_of(fixture, &id)?;
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+    // A file that the container does not have, and that has no name in there.
+    let path = fixture.dir().join("program");
+    fs::copy("/bin/busybox", &path)?;
+    let program = fs::File::open(&path)?;
+    let mut sleep = Command::new(&path);
+    let (inside, executed) = (namespace.as_raw_fd(), program.as_raw_fd());
+    // SAFETY: the child makes two system calls, which allocate nothing, with strings and lists that are alive.
+    unsafe {
+        sleep.stdin(Stdio::null()).pre_exec(move || {
+            let arguments = [c"sleep".as_ptr(), c"1000".as_ptr(), std::ptr::null()];
+            let environment = [std::ptr::null()];
+            if libc::setns(inside, libc::CLONE_NEWNS) == 0 {
+                libc::fexecve(executed, arguments.as_ptr(), environment.as_ptr());
+            }
+            Err(std::io::Error::last_os_error())
+        });
+    }
+    let mut process = sleep.spawn()?;
+    let told = verify(fixture, &["--live", &id]);
+    process.kill()?;
+    process.wait()?;
+    let (report, code) = told?;
+    ensure_eq!(code, 1, "{report}");
+    let findings = report["findings"].as_array().into_iter().flatten();
+    let mut places = findings.filter_map(|one| one["at"].as_str());
+    let place = format!("/proc/{}/exe", process.id());
+    ensure!(places.any(|at| at == place), "{place}: {report}");
+    Ok(())
+}
+
+fn a_setting_that_is_not_in_force_is_found(fixture: &Fixture) -> Claim {
+    let mut bundle = confined(fixture)?;
+    let volume = fixture.dir().join("volume");
+    bundle.bind(&volume, "/links", &["ro", "nosuid", "nodev", "nosymfollow"]);
+    for mount in bundle.spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/proc" {
+            mount["options"] = json!(["nosuid", "noexec", "nodev", "hidepid=2"]);
+        }
+    }
+    let name = "net.ipv4.ip_local_port_range";
+    bundle.spec["linux"]["sysctl"] = json!({name: "20000 30000"});
+    let shares = json!({"quota": 50_000, "period": 100_000, "shares": 512});
+    bundle.spec["linux"]["resources"]["cpu"] = shares;
+    let id = fixture.id("settings");
+    fixture.start_detached(&bundle, &id)?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    ensure_eq!((broken(&report), code), (vec![], 0), "before: {report}");
+    let pid = pid_of(fixture, &id)?;
+    for (namespace, command) in [
+        (
+            "--mount",
+            "mount -o remount,nosuid,noexec,nodev,hidepid=0 /proc",
+        ),
+        (
+            "--mount",
+            "mount -o remount,bind,ro,nosuid,nodev none /links",
+        ),
+        (
+            "--net",
+            "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range",
+        ),
+    ] {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &pid, "--pid", namespace, "sh", "-c", command]);
+        finish(&mut nsenter, None)?.success()?;
+    }
+    fixture
+        .call(&["update", "--cpu-share", "1024", &id])?
+        .success()?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    let mut found = broken(&report);
+    found.sort_unstable();
+    let expected = vec![
+        "mount /links",
+        "mount /proc",
+        "sysctl net.ipv4.ip_local_port_range",
+    ];
+    ensure_eq!((found, code), (expected, 1), "{report}");
+    // What was asked for in between is what is asked for.
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let mut shares = properties.filter(|one| one["name"] == "limit cpu.shares");
+    let shares = shares.next().ok_or("no shares")?;
+    ensure_eq!(shares["asked"], "1024", "shares");
+    Ok(())
+}
+
+fn who_makes_users_of_its_own_is_not_known(fixture: &Fixture) -> Claim {
+    let mut bundle = confined(fixture)?;
+    bundle.script("exec busybox unshare --user sleep 1000");
+    let id = fixture.id("users");
+    fixture.start_detached(&bundle, &id)?;
+    let pid = pid_of(fixture, &id)?;
+    eventually(Duration::from_secs(10), || {
+        let own = fs::read_link(format!("/proc/{pid}/ns/user"))?;
+        ensure!(own != fs::read_link("/proc/self/ns/user")?, "not yet");
+        Ok(())
+    })?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    ensure_eq!((broken(&report), code), (vec![], 2), "{report}");
+    let properties = report["properties"].as_array().into_iter().flatten();
+    let unseen = properties.filter(|one| one["holds"].is_null());
+    let mut unseen: Vec<&str> = unseen.filter_map(|one| one["name"].as_str()).collect();
+    unseen.sort_unstable();
+    ensure_eq!(
+        unseen,
+        ["groups", "processes", "user", "user-ids"],
+        "{report}"
     );
     Ok(())
 }

@@ -151,7 +151,7 @@ fn unified(
 }
 
 /// A number of bytes as the kernel reads it, with a suffix.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|one: char| one.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" => 0,

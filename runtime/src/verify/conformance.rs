@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::config::NAMESPACES;
 use super::posture::{Devices, Fact, IdRange, Posture, Sharing};
-use super::{mounts, printable, processes, syscalls};
+use super::{mounts, printable, processes, resources, syscalls};
 use crate::isolation::Model;
 
 /// A promise, and whether it is kept. The field names are those of the JSON, and stable.
@@ -60,13 +60,20 @@ impl Property {
 
     /// Makes it one that is not known where it seems to hold and not all was looked at.
     pub(super) fn bound(&mut self, seen: &Observation, topic: Topic) {
-        if let Some(why) = seen.unseen.get(&topic)
-            && self.holds == Some(true)
-        {
-            self.found.push_str("; not known: ");
-            self.found.push_str(why);
-            self.holds = None;
+        // Of a process that was not found nothing was looked at.
+        let of_processes = matches!(topic, Topic::Threads | Topic::Descriptors | Topic::Filters);
+        let others = of_processes.then(|| seen.unseen.get(&Topic::Processes));
+        let why = seen.unseen.get(&topic).or(others.flatten());
+        if let Some(why) = why.filter(|_| self.holds == Some(true)) {
+            self.is_not_known(why);
         }
+    }
+
+    /// Makes it one that is not known.
+    fn is_not_known(&mut self, why: &str) {
+        self.found.push_str("; not known: ");
+        self.found.push_str(why);
+        self.holds = None;
     }
 
     /// A property that is seen to hold, or not.
@@ -162,6 +169,16 @@ pub fn compare(one: &Comparison<'_>) -> Vec<Property> {
         all.push(Property::new(name, text(asked.value), &found, holds));
     }
     all.push(cpu(one));
+    all.extend(resources::properties(one));
+    if has_left_its_users(one.seen) {
+        let names = ["user", "groups", "user-ids", "group-ids"];
+        let of_users = all
+            .iter_mut()
+            .filter(|property| names.contains(&property.name.as_str()));
+        of_users.for_each(|property| {
+            property.is_not_known("the process is in a user namespace that it made for itself");
+        });
+    }
     let too_many = |property: &mut Property| {
         let topic = match property.name.as_str() {
             name if name.starts_with("capabilities.") => Topic::Threads,
@@ -180,6 +197,12 @@ pub fn compare(one: &Comparison<'_>) -> Vec<Property> {
         });
     }
     all
+}
+
+/// Whether the first process is in another user namespace than its container.
+fn has_left_its_users(seen: &Observation) -> bool {
+    let mut strays = seen.strays.iter();
+    strays.any(|one| one.pid == seen.pid && one.at.ends_with("/ns/user"))
 }
 
 /// What was not looked at whole, of a process of which nothing else is known to compare with.
@@ -428,9 +451,17 @@ mod tests {
                 "readonlyPaths": ["/proc/sys"],
                 "resources": {
                     "devices": [{"allow": false, "access": "rwm"}],
-                    "memory": {"limit": 4096, "swap": 8192}, "pids": {"limit": 9},
-                    "cpu": {"quota": 1000, "cpus": "0-1", "mems": "0"}
-                }
+                    "memory": {
+                        "limit": 4096, "swap": 8192, "reservation": 1024, "disableOOMKiller": false
+                    },
+                    "pids": {"limit": 9},
+                    "cpu": {"quota": 1000, "cpus": "0-1", "mems": "0", "shares": 512},
+                    "hugepageLimits": [{"pageSize": "2MB", "limit": 2097152}],
+                    "rdma": {"mlx5_0": {"hcaHandles": 2}},
+                    "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 512}]},
+                    "unified": {"memory.high": "2K", "cpuset.cpus": "0-1"}
+                },
+                "sysctl": {"net.ipv4.ip_local_port_range": "32768 60999"}
             }
         });
         serde_json::from_value(spec).unwrap()
@@ -496,14 +527,19 @@ mod tests {
             "root_is_top": {"Ok": true},
             "outside": [],
             "objects": [],
-            "other_rlimits": [],
-            "cgroup": {},
-            "sysctls": {},
             "strays": [],
+            "other_rlimits": [],
             "devices": {"Ok": ["c 1:3 rwm"]},
             "limits": {
                 "memory": 4096, "pids": 9, "cpu": 10, "memory_and_swap": 8192, "cpus": "0", "mems": "0"
             },
+            "cgroup": {
+                "hugetlb.2MB.max": ["2097152\n", "max\n"], "rdma.max": ["mlx5_0 hca_handle=2 hca_object=max\n"],
+                "io.max": ["8:0 rbps=512 wbps=max riops=max wiops=max\n"], "cpu.weight": ["59\n"],
+                "memory.low": ["1024\n"], "memory.high": ["2048\n"], "cpuset.cpus": ["0\n"],
+                "memory.oom_control": ["oom_kill_disable 0\nunder_oom 0\n"]
+            },
+            "sysctls": {"net.ipv4.ip_local_port_range": {"Ok": "32768\t60999"}},
             "seccomp": {"Ok": [filter]},
             "other_filters": [],
             "unseen": {}
@@ -605,6 +641,10 @@ mod tests {
         shows("rlimits", &|seen| {
             seen.rlimits = seen.rlimits.replace("64 ", "65 ")
         });
+        shows("rlimits", &|seen| {
+            let more = seen.rlimits.replace("64 ", "65 ");
+            seen.other_rlimits.push((8, more));
+        });
         shows("oom-score", &|seen| seen.oom_score = 4);
         shows("apparmor", &|seen| {
             seen.label = Some("profile2 (enforce)".to_owned())
@@ -633,6 +673,13 @@ mod tests {
             seen.outside.push(Outside {
                 at: "/proc/7/fd/3".to_owned(),
                 target: "/".to_owned(),
+            });
+        });
+        // Without capabilities nobody makes one.
+        shows("descriptors", &|seen| {
+            seen.objects.push(Outside {
+                at: "/proc/7/fd/3".to_owned(),
+                target: "anon_inode:bpf-map".to_owned(),
             });
         });
         shows("masked-paths", &|seen| {
@@ -700,6 +747,38 @@ mod tests {
         shows("memory-nodes", &|seen| {
             seen.limits.mems = Some("0,3".to_owned())
         });
+        for (file, text, name) in [
+            ("hugetlb.2MB.max", "max", "hugepageLimits[2MB]"),
+            ("rdma.max", "mlx5_0 hca_handle=3", "rdma[mlx5_0].hcaHandles"),
+            ("rdma.max", "mlx5_1 hca_handle=2", "rdma[mlx5_0].hcaHandles"),
+            (
+                "io.max",
+                "8:0 rbps=max wbps=512",
+                "blockIO.throttleReadBpsDevice[8:0]",
+            ),
+            (
+                "io.max",
+                "8:16 rbps=512",
+                "blockIO.throttleReadBpsDevice[8:0]",
+            ),
+            ("cpu.weight", "100", "cpu.shares"),
+            ("memory.low", "1025", "memory.reservation"),
+            (
+                "memory.oom_control",
+                "oom_kill_disable 1",
+                "memory.disableOOMKiller",
+            ),
+            ("memory.high", "max", "unified[memory.high]"),
+            ("cpuset.cpus", "0-2", "unified[cpuset.cpus]"),
+        ] {
+            shows(&format!("limit {name}"), &|seen| {
+                seen.cgroup.insert(file.to_owned(), vec![text.to_owned()]);
+            });
+        }
+        shows("sysctl net.ipv4.ip_local_port_range", &|seen| {
+            let found = seen.sysctls.values_mut().next().unwrap();
+            *found = Ok("1024\t60999".to_owned());
+        });
         let all = compared(&spec(), &seen());
         let all: BTreeSet<String> = all.into_iter().map(|one| one.name).collect();
         assert_eq!(shown, all);
@@ -757,18 +836,29 @@ mod tests {
             unknown(&move |seen: &mut Observation| drop(seen.unseen.insert(topic, why())))
         };
         assert_eq!(bound(Topic::Descriptors), ["descriptors"]);
-        assert_eq!(bound(Topic::Processes), ["processes"]);
         assert_eq!(bound(Topic::Filters), ["seccomp"]);
         assert_eq!(
             bound(Topic::Mounts),
             ["masked-paths", "read-only-paths", "mounts"]
         );
+        let hold = |target: &str| {
+            let target = target.to_owned();
+            unknown(&move |seen: &mut Observation| {
+                seen.objects.push(Outside {
+                    at: "/proc/7/fd/3".to_owned(),
+                    target: target.clone(),
+                });
+            })
+        };
+        assert_eq!(hold("net:[4026532999]"), ["descriptors"]);
+        assert_eq!(hold("anon_inode:[io_uring]"), [""; 0]);
         let of_threads = bound(Topic::Threads);
         for name in [
             "user",
             "groups",
             "processes",
             "no-new-privileges",
+            "rlimits",
             "seccomp",
             "capabilities.bounding",
         ] {
@@ -777,6 +867,10 @@ mod tests {
                 "{name}: {of_threads:?}"
             );
         }
+        // Nor is anything known of processes that were not found.
+        let mut of_processes = bound(Topic::Processes);
+        of_processes.retain(|one| one != "descriptors");
+        assert_eq!(of_processes, of_threads);
         assert_eq!(unknown(&|seen| seen.seccomp = Err(why())), ["seccomp"]);
         assert_eq!(unknown(&|seen| seen.root_is_top = Err(why())), ["root"]);
         assert_eq!(unknown(&|seen| seen.label = None), ["apparmor"]);
@@ -785,6 +879,30 @@ mod tests {
             seen.namespaces.get_mut("net").unwrap().is_host_known = false;
         };
         assert_eq!(unknown(&net), ["namespace.network"]);
+        assert_eq!(
+            unknown(&|seen| drop(seen.cgroup.remove("rdma.max"))),
+            ["limit rdma[mlx5_0].hcaHandles"]
+        );
+        for found in [None, Some(Err(why()))] {
+            let change = |seen: &mut Observation| {
+                seen.sysctls.clear();
+                let name = "net.ipv4.ip_local_port_range".to_owned();
+                seen.sysctls
+                    .extend(found.clone().map(|found| (name, found)));
+            };
+            assert_eq!(unknown(&change), ["sysctl net.ipv4.ip_local_port_range"]);
+        }
+        let users = |seen: &mut Observation| {
+            seen.strays.push(Stray {
+                pid: 7,
+                at: "/proc/7/task/7/ns/user".to_owned(),
+                kind: StrayKind::InAnother,
+            });
+        };
+        assert_eq!(
+            unknown(&users),
+            ["user-ids", "user", "processes", "groups", "group-ids"]
+        );
         let another = |seen: &mut Observation| {
             seen.strays.push(Stray {
                 pid: 8,

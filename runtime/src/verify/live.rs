@@ -11,6 +11,7 @@ use engine::observation::{Instruction, Observation, StrayKind, Thread};
 use super::config::NAMESPACES;
 use super::filter::Filter;
 use super::mount_table::{At, Line, Table};
+use super::objects::{self, Maker};
 use super::posture::{Fact, IdRange, Mount, Posture, Sharing};
 
 /// The capability sets by the specification's names, and the kernel's.
@@ -24,6 +25,16 @@ const SETS: [(&str, &str); 5] = [
 
 /// The posture of what was observed.
 pub fn posture(seen: &Observation) -> Posture {
+    let mut posture = without_objects(seen);
+    let objects = objects::of(seen, &posture).filter(|(_, maker)| *maker == Maker::Other);
+    let objects: Vec<Fact<String>> = objects
+        .map(|(one, _)| Fact::new(&one.at, one.target.clone()))
+        .collect();
+    posture.outside.extend(objects);
+    posture
+}
+
+fn without_objects(seen: &Observation) -> Posture {
     let file = |name: &str| format!("/proc/{}/{name}", seen.pid);
     let mounts = Table::new(seen);
     let root = mounts.root();

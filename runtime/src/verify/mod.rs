@@ -13,13 +13,16 @@ mod html;
 mod jail;
 mod lint;
 mod live;
+mod mount_data;
 mod mount_table;
 mod mounts;
+mod objects;
 mod paths;
 pub mod policy;
 mod posture;
 mod processes;
 mod report;
+mod resources;
 mod rules;
 mod syscalls;
 

@@ -23,6 +23,8 @@ pub(super) struct Line {
     pub root: PathBuf,
     pub point: PathBuf,
     pub options: BTreeSet<String>,
+    /// The options of the file system, which all its mounts have in common.
+    pub data: Vec<String>,
     pub peers: Option<u32>,
     pub kind: String,
     pub is_read_only: bool,
@@ -35,7 +37,7 @@ impl Line {
     }
 }
 
-fn parse(text: &str) -> Vec<Line> {
+pub(super) fn parse(text: &str) -> Vec<Line> {
     let line = |line: &str| {
         let (left, right) = line.split_once(" - ")?;
         let mut left = left.split(' ');
@@ -48,8 +50,8 @@ fn parse(text: &str) -> Vec<Line> {
         let options: BTreeSet<String> = left.next()?.split(',').map(str::to_owned).collect();
         let peers = left.find_map(|tag| tag.strip_prefix("shared:")?.parse().ok());
         let kind = right.next()?.to_owned();
-        let mut of_super = right.nth(1)?.split(',');
-        let is_read_only = options.contains("ro") || of_super.any(|option| option == "ro");
+        let data: Vec<String> = right.nth(1)?.split(',').map(str::to_owned).collect();
+        let is_read_only = options.contains("ro") || data.iter().any(|option| option == "ro");
         Some(Line {
             id,
             parent,
@@ -57,6 +59,7 @@ fn parse(text: &str) -> Vec<Line> {
             root,
             point,
             options,
+            data,
             peers,
             kind,
             is_read_only,

@@ -9,6 +9,7 @@ use oci_spec::runtime::Mount as SpecMount;
 
 use super::config::is_set;
 use super::conformance::{Comparison, Property};
+use super::mount_data;
 use super::mount_table::{At, Line, Table};
 use super::posture::{Fact, Mount, Sharing};
 
@@ -52,6 +53,19 @@ impl Asked<'_> {
         is_set(self.spec, &["noexec", "rnoexec"], &["exec", "rexec"])
     }
 
+    fn is_nosymfollow(&self) -> bool {
+        let (on, off) = (["nosymfollow", "rnosymfollow"], ["symfollow", "rsymfollow"]);
+        is_set(self.spec, &on, &off)
+    }
+
+    /// Whether the ids of its files are to be others than those on the disk.
+    fn is_id_mapped(&self) -> bool {
+        let has = |maps: &Option<Vec<_>>| maps.as_ref().is_some_and(|maps| !maps.is_empty());
+        has(self.spec.uid_mappings())
+            || has(self.spec.gid_mappings())
+            || is_set(self.spec, &["idmap", "ridmap"], &[])
+    }
+
     fn is_recursive(&self) -> bool {
         is_set(self.spec, &["rbind"], &["bind"])
     }
@@ -66,6 +80,8 @@ impl Asked<'_> {
             (self.fact.is_nosuid, "nosuid"),
             (self.fact.is_nodev, "nodev"),
             (self.is_noexec(), "noexec"),
+            (self.is_nosymfollow(), "nosymfollow"),
+            (self.is_id_mapped(), "idmapped"),
         ];
         let flags = flags
             .into_iter()
@@ -92,7 +108,7 @@ fn described<'a>(
 }
 
 fn flags(table: &Table<'_>, line: &Line) -> String {
-    let names = ["nosuid", "nodev", "noexec"].into_iter();
+    let names = ["nosuid", "nodev", "noexec", "nosymfollow", "idmapped"].into_iter();
     let set = names.filter(|name| line.options.contains(*name));
     let flags = line.is_read_only.then_some("ro").into_iter().chain(set);
     let source = table.source(line).filter(|_| !line.is_cgroup());
@@ -302,11 +318,14 @@ fn of_asked(
         && table
             .mounts()
             .filter(|below| below.is_cgroup() && below.point.starts_with(&asked.point))
+            .filter(|below| !all.iter().any(|mount| mount.point == below.point))
             .all(|below| below.is_read_only);
     let mut holds = (line.is_read_only || are_read_only || !asked.fact.is_read_only)
         && (line.options.contains("nosuid") || !asked.fact.is_nosuid)
         && (line.options.contains("nodev") || !asked.fact.is_nodev)
-        && (line.options.contains("noexec") || !asked.is_noexec());
+        && (line.options.contains("noexec") || !asked.is_noexec())
+        && (line.options.contains("nosymfollow") || !asked.is_nosymfollow())
+        && (line.options.contains("idmapped") || !asked.is_id_mapped());
     let mut differs = |what: &str| {
         said.push_str("; ");
         said.push_str(what);
@@ -318,11 +337,19 @@ fn of_asked(
     if let Some(what) = other_content(one, table, asked, line) {
         differs(what);
     }
+    for option in mount_data::missing(asked.spec, line) {
+        differs(&format!("{option} is not in force"));
+    }
     let wanted = all
         .iter()
         .filter(|mount| mount.point == asked.point)
         .count();
-    if table.count_at(&asked.point) > wanted {
+    // With version 1 each hierarchy has a mount point below that of the cgroups, which another one may be asked for at.
+    let has_hierarchies = |mount: &Asked<'_>| {
+        mount.is_of_cgroups() && asked.point.parent() == Some(mount.point.as_path())
+    };
+    let brought = usize::from(line.is_cgroup() && all.iter().any(has_hierarchies));
+    if table.count_at(&asked.point) > wanted + brought {
         differs("it is mounted over another");
     }
     let below = table.mounts().find(|one| {

@@ -9,6 +9,7 @@ use oci_spec::runtime::{PosixRlimitType, Process};
 
 use super::conformance::{Comparison, Property, id_map};
 use super::live;
+use super::objects::{self, Maker};
 use super::posture::{Fact, IdRange};
 
 /// How many things are told by name.
@@ -23,7 +24,7 @@ fn bounded(mut property: Property, seen: &Observation, topic: Topic) -> Property
 pub(super) fn properties(one: &Comparison<'_>) -> Vec<Property> {
     let process = one.spec.process().as_ref();
     let linux = one.spec.linux().as_ref();
-    let mut all = vec![user(one), descriptors(one.seen), places(one)];
+    let mut all = vec![user(one), descriptors(one), places(one)];
     if let Some(process) = process {
         all.push(groups(one, process));
         all.extend(rlimits(one.seen, process));
@@ -91,7 +92,7 @@ fn cpusets(one: &Comparison<'_>) -> Vec<Property> {
 }
 
 /// cpuset(7), list format.
-fn list(text: &str) -> BTreeSet<u32> {
+pub(super) fn list(text: &str) -> BTreeSet<u32> {
     let ranges = text.trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         Some(first.trim().parse().ok()?..=last.trim().parse::<u32>().ok()?.min(1 << 16))
@@ -194,24 +195,42 @@ fn groups(one: &Comparison<'_>, process: &Process) -> Property {
     bounded(property, one.seen, Topic::Threads)
 }
 
-/// What processes hold open outside of the container.
-pub(super) fn descriptors(seen: &Observation) -> Property {
-    let mut held: Vec<String> = seen
-        .outside
-        .iter()
-        .map(|one| format!("{} is {}", one.at, one.target))
+/// What processes hold outside of the container.
+fn descriptors(one: &Comparison<'_>) -> Property {
+    let outside = one.found.outside.iter();
+    let mut held: Vec<String> = outside
+        .map(|fact| format!("{} is {}", fact.at, fact.value))
         .collect();
-    let holds = held.is_empty();
     let count = held.len();
     held.truncate(TOLD);
-    let said = if holds {
-        "none".to_owned()
-    } else {
-        format!("{count}: {}", held.join(", "))
+    let of = |maker: Maker| {
+        let all = objects::of(one.seen, one.found).filter(move |(_, whose)| *whose == maker);
+        let all = all
+            .take(TOLD)
+            .map(|(one, _)| format!("{} is {}", one.at, one.target));
+        all.collect::<Vec<_>>().join(", ")
     };
-    let found = Fact::new(format!("/proc/{}/fd", seen.pid), said);
-    let property = Property::new("descriptors", "none outside of it", &found, holds);
-    bounded(property, seen, Topic::Descriptors)
+    let (own, unseen) = (of(Maker::Itself), of(Maker::Unseen));
+    let (said, holds) = if count > 0 {
+        (format!("{count}: {}", held.join(", ")), Some(false))
+    } else if !unseen.is_empty() {
+        (format!("{unseen}, in which nothing was looked at"), None)
+    } else if !own.is_empty() {
+        (format!("none; it may have made itself: {own}"), Some(true))
+    } else {
+        ("none".to_owned(), Some(true))
+    };
+    let at = format!("/proc/{}/fd, map_files", one.seen.pid);
+    let property = Property {
+        holds,
+        ..Property::new(
+            "descriptors",
+            "none outside of it",
+            &Fact::new(at, said),
+            true,
+        )
+    };
+    bounded(property, one.seen, Topic::Descriptors)
 }
 
 /// Every thread is where the first process is, and nobody else is there.
@@ -242,48 +261,56 @@ fn places(one: &Comparison<'_>) -> Property {
     bounded(property, one.seen, Topic::Threads)
 }
 
-/// proc(5), /proc/pid/limits: `Max open files   1024   4096   files`.
+/// Hard limits are the walls: a process sets its soft ones below them as it likes, so these are told, no more.
 fn rlimits(seen: &Observation, process: &Process) -> Option<Property> {
     let asked = process.rlimits().as_ref().filter(|list| !list.is_empty())?;
-    let mut beyond = Vec::new();
-    for one in asked {
-        let name = rlimit_name(one.typ());
-        let line = seen
-            .rlimits
-            .lines()
-            .find_map(|line| line.strip_prefix(name));
-        let mut found = line.unwrap_or_default().split_whitespace();
-        let mut next = || match found.next()? {
-            "unlimited" => Some(u64::MAX),
-            number => number.parse().ok(),
-        };
-        let (soft, hard) = (next(), next());
-        let is_kept = soft.is_some_and(|soft| soft <= one.hard())
-            && hard.is_some_and(|hard| hard <= one.hard());
-        if !is_kept {
+    let (mut beyond, mut softer) = (Vec::new(), Vec::new());
+    let others = seen.other_rlimits.iter();
+    let others = others.map(|(pid, text)| (format!(" of process {pid}"), text));
+    for (whose, text) in [(String::new(), &seen.rlimits)].into_iter().chain(others) {
+        for one in asked {
+            let name = rlimit_name(one.typ());
+            let (soft, hard) = rlimit(text, name);
+            let is_kept = soft.is_some_and(|soft| soft <= one.hard())
+                && hard.is_some_and(|hard| hard <= one.hard());
             let number = |limit: Option<u64>| match limit {
                 Some(u64::MAX) => "unlimited".to_owned(),
                 Some(limit) => limit.to_string(),
                 None => "not told".to_owned(),
             };
-            beyond.push(format!(
-                "{name}: {}, not {}",
-                number(hard),
-                number(Some(one.hard()))
-            ));
+            if !is_kept {
+                let (found, asked) = (number(hard), number(Some(one.hard())));
+                beyond.push(format!("{name}{whose}: {found}, not {asked}"));
+            } else if soft.is_some_and(|soft| soft > one.soft()) && whose.is_empty() {
+                softer.push(format!("{name}: {}", number(soft)));
+            }
         }
     }
-    let said = if beyond.is_empty() {
-        "no higher".to_owned()
-    } else {
-        beyond.join(", ")
+    let holds = beyond.is_empty();
+    beyond.truncate(TOLD);
+    let said = match (holds, softer.is_empty()) {
+        (false, _) => beyond.join(", "),
+        (true, true) => "no higher".to_owned(),
+        (true, false) => format!("no higher; soft ones were raised: {}", softer.join(", ")),
     };
     let found = Fact::new(format!("/proc/{}/limits", seen.pid), said);
     let count = match asked.len() {
         1 => "1 limit".to_owned(),
         count => format!("{count} limits"),
     };
-    Some(Property::new("rlimits", count, &found, beyond.is_empty()))
+    let property = Property::new("rlimits", count, &found, holds);
+    Some(bounded(property, seen, Topic::Threads))
+}
+
+/// The soft and the hard limit (proc(5), /proc/pid/limits): `Max open files   1024   4096   files`.
+fn rlimit(text: &str, name: &str) -> (Option<u64>, Option<u64>) {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let mut found = line.unwrap_or_default().split_whitespace();
+    let mut next = || match found.next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    };
+    (next(), next())
 }
 
 fn rlimit_name(kind: PosixRlimitType) -> &'static str {
@@ -318,15 +345,18 @@ fn labels(one: &Comparison<'_>) -> Vec<Property> {
             .strip_prefix(asked)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
     };
+    // `system_u:system_r:container_t:s0:c1,c2` is of the other module.
+    let of_selinux = label.filter(|label| label.split(':').count() > 3 && !label.ends_with(')'));
+    let of_apparmor = label.filter(|_| of_selinux.is_none());
     let apparmor = apparmor.map(|asked| {
         (
             "apparmor",
             asked,
-            label.map(|found| is_profile(asked, found)),
+            of_apparmor.map(|found| is_profile(asked, found)),
         )
     });
     let selinux = selinux.value.as_ref();
-    let selinux = selinux.map(|asked| ("selinux", asked, label.map(|found| found == asked)));
+    let selinux = selinux.map(|asked| ("selinux", asked, of_selinux.map(|found| found == asked)));
     let property = |(name, asked, holds): (&str, &String, Option<bool>)| {
         let said = label.unwrap_or("no security module tells one");
         let at = format!("/proc/{}/attr/current", one.seen.pid);

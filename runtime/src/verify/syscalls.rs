@@ -83,7 +83,7 @@ pub(super) fn property(one: &Comparison<'_>) -> Property {
             Err(why) => unknown.push(format!("{whose}{why}")),
         }
     }
-    let bounds = [Topic::Threads, Topic::Filters];
+    let bounds = [Topic::Processes, Topic::Threads, Topic::Filters];
     let bounds = bounds.iter().filter_map(|topic| one.seen.unseen.get(topic));
     unknown.extend(bounds.cloned());
     if property.holds == Some(true) && !unknown.is_empty() {
