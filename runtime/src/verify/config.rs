@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capabilities, Hook, IOPriorityClass, Linux, LinuxCapabilities, LinuxDeviceType, LinuxIdMapping,
-    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, LinuxSeccomp, Mount as SpecMount,
-    Process, Spec,
+    LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, LinuxSeccomp, LinuxSeccompFilterFlag,
+    Mount as SpecMount, Process, Spec,
 };
 
 use super::filter::Filter;
@@ -93,6 +93,7 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
         ),
         devices: devices(resources),
         nodes: nodes(linux),
+        interfaces: interfaces(linux),
         memory_limit: unified(resources, "memory.max", bytes)
             .unwrap_or_else(|| {
                 let given = resources.and_then(|all| all.memory().as_ref()?.limit());
@@ -122,8 +123,13 @@ pub fn posture(directory: &Path, spec: &Spec, seccomp: Vec<Filter>) -> Posture {
                 .and_then(|process| process.oom_score_adj())
                 .unwrap_or(0),
         ),
+        has_no_oom_killer: Fact::new(
+            "linux.resources.memory.disableOOMKiller",
+            resources.and_then(|all| all.memory().as_ref()?.disable_oom_killer()) == Some(true),
+        ),
+        speculates: speculates(linux),
         hooks: hooks(spec),
-        outside: Vec::new(),
+        outside: process.map(descriptors).unwrap_or_default(),
     }
 }
 
@@ -299,6 +305,27 @@ fn ranges(at: &str, maps: Option<&Vec<LinuxIdMapping>>) -> Vec<Fact<IdRange>> {
     maps.map(range).collect()
 }
 
+/// Where a process is to begin in what the runtime has open (CVE-2024-21626), or with the runtime's own program
+/// (CVE-2019-5736).
+fn descriptors(process: &Process) -> Vec<Fact<String>> {
+    let program = process.args().iter().flatten().next();
+    let program = program.map(|program| ("process.args[0]", Path::new(program)));
+    let places = [("process.cwd", process.cwd().as_path())]
+        .into_iter()
+        .chain(program);
+    let is_held = |path: &Path| {
+        let mut parts = path
+            .components()
+            .skip(1)
+            .filter_map(|part| part.as_os_str().to_str());
+        parts.next() == Some("proc")
+            && parts.any(|part| ["cwd", "exe", "fd", "map_files", "root"].contains(&part))
+    };
+    let held = places.filter(|(_, path)| path.is_absolute() && is_held(path));
+    held.map(|(at, path)| Fact::new(at, path.display().to_string()))
+        .collect()
+}
+
 fn gids(process: &Process) -> Vec<Fact<u32>> {
     let user = process.user();
     let others = user.additional_gids().iter().flatten().enumerate();
@@ -332,6 +359,21 @@ fn profile(given: &LinuxSeccomp) -> Profile {
             })
             .collect(),
     }
+}
+
+/// `SECCOMP_FILTER_FLAG_SPEC_ALLOW` leaves a mitigation out that a filter brings otherwise.
+fn speculates(linux: &Linux) -> Fact<bool> {
+    let flags = linux.seccomp().as_ref();
+    let mut flags = flags
+        .and_then(|profile| profile.flags().as_ref())
+        .into_iter()
+        .flatten();
+    let place = flags.position(|flag| *flag == LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow);
+    let at = match place {
+        Some(index) => format!("linux.seccomp.flags[{index}]"),
+        None => "linux.seccomp.flags".to_owned(),
+    };
+    Fact::new(at, place.is_some())
 }
 
 fn capabilities(given: &LinuxCapabilities) -> BTreeMap<&'static str, Fact<BTreeSet<String>>> {
@@ -429,7 +471,24 @@ fn mount(directory: &Path, given: &SpecMount) -> Mount {
                 "runbindable",
             ],
         ),
+        is_delegated: matches!(kind, "cgroup" | "cgroup2") && !is_bind && delegates(),
     }
+}
+
+/// Whether this host has cgroups of version 2 alone, and takes a cgroup namespace for a boundary.
+fn delegates() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut fields = mounts.lines().map(|line| line.split(' ').skip(2));
+    let kinds = fields
+        .by_ref()
+        .filter_map(|mut fields| Some((fields.next()?, fields.next()?)));
+    let mut cgroups = kinds
+        .filter(|(kind, _)| kind.starts_with("cgroup"))
+        .peekable();
+    cgroups.peek().is_some()
+        && cgroups.all(|(kind, options)| {
+            kind == "cgroup2" && options.split(',').any(|option| option == "nsdelegate")
+        })
 }
 
 /// The directories in the options of an overlay (the kernel's overlayfs.rst): a comma, or in a list a colon, that is part
@@ -586,6 +645,14 @@ fn nodes(linux: &Linux) -> Vec<Fact<Node>> {
         ))
     });
     nodes.collect()
+}
+
+fn interfaces(linux: &Linux) -> Vec<Fact<String>> {
+    let devices = linux.net_devices().iter().flatten();
+    let mut names: Vec<&String> = devices.map(|(name, _)| name).collect();
+    names.sort_unstable();
+    let fact = |name: &String| Fact::new(format!("linux.netDevices[{name:?}]"), name.clone());
+    names.into_iter().map(fact).collect()
 }
 
 /// The hooks of a configuration, by the specification's names for their kinds.

@@ -83,11 +83,15 @@ fn without_objects(seen: &Observation) -> Posture {
             .map(|devices| Fact::new("the cgroup's device rules", devices))
             .collect(),
         nodes: Vec::new(),
+        interfaces: Vec::new(),
         memory_limit: Fact::new("the cgroup's memory limit", seen.limits.memory),
         pids_limit: Fact::new("the cgroup's pids limit", seen.limits.pids),
         has_cpu_limit: Fact::new("the cgroup's cpu limit", seen.limits.cpu.is_some()),
         real_time: Vec::new(),
         oom_score: Fact::new(file("oom_score_adj"), seen.oom_score),
+        has_no_oom_killer: Fact::new("the cgroup's memory.oom_control", has_no_oom_killer(seen)),
+        // Which flags a filter was made with, the kernel does not tell.
+        speculates: Fact::new(file("status"), false),
         hooks: Vec::new(),
         outside: seen
             .outside
@@ -95,6 +99,13 @@ fn without_objects(seen: &Observation) -> Posture {
             .map(|one| Fact::new(&one.at, one.target.clone()))
             .collect(),
     }
+}
+
+/// cgroups(7), memory.oom_control: `oom_kill_disable 0`.
+fn has_no_oom_killer(seen: &Observation) -> bool {
+    let text = seen.cgroup.get("memory.oom_control");
+    let own = text.and_then(|texts| texts.first());
+    own.is_some_and(|text| text.lines().any(|line| line == "oom_kill_disable 1"))
 }
 
 /// The value of a line of a thread's status.
@@ -318,6 +329,7 @@ fn facts(table: &Table<'_>) -> Vec<Fact<Mount>> {
             is_nosuid: line.options.contains("nosuid"),
             is_nodev: line.options.contains("nodev"),
             is_shared: table.is_shared(line),
+            is_delegated: line.is_delegated(),
         };
         let at = format!("/proc/{}/mountinfo: {}", table.pid, line.point.display());
         Fact::new(at, mount)
@@ -330,6 +342,8 @@ pub(super) mod tests {
     use engine::observation::Stray;
 
     use super::*;
+    use crate::verify::policy::Policy;
+    use crate::verify::rules;
 
     /// What is seen of a container with few mounts.
     pub fn observation() -> Observation {
@@ -463,6 +477,31 @@ pub(super) mod tests {
         assert!(is_whole("debugfs") && !is_whole("devtmpfs"));
         let debug = Path::new("/sys/kernel/debug");
         assert!(!posture.masked.value.iter().any(|one| one == debug));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_delegated_may_be_written_in_a_cgroup_namespace() {
+        let policy = Policy::load("baseline").unwrap();
+        let (_, setting) = policy.setting("writable-cgroups").unwrap();
+        let rule = rules::find("writable-cgroups").unwrap();
+        let is_weak = |line: &str, has_own: bool| {
+            let mut seen = observation();
+            seen.mounts.push_str(line);
+            let mut cgroups = seen.namespaces["net"].clone();
+            cgroups.own = if has_own { 99 } else { cgroups.host[0] };
+            seen.namespaces.insert("cgroup".to_owned(), cgroups);
+            !(rule.judge)(&posture(&seen), setting).is_empty()
+        };
+        let delegated = "57 52 0:30 /c /sys/fs/cgroup rw - cgroup2 cgroup rw,nsdelegate\n";
+        assert!(!is_weak(delegated, true));
+        assert!(is_weak(delegated, false));
+        assert!(is_weak(&delegated.replace(",nsdelegate", ""), true));
+        // The root of all cgroups is no container's.
+        assert!(is_weak(&delegated.replace("/c ", "/ "), true));
+        let named =
+            "57 52 0:31 /c /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        assert!(!is_weak(named, true));
+        assert!(is_weak(&named.replace("name=systemd", "devices"), true));
     }
 
     #[test]

@@ -35,6 +35,21 @@ impl Line {
     pub(super) fn is_cgroup(&self) -> bool {
         matches!(self.kind.as_str(), "cgroup" | "cgroup2")
     }
+
+    /// Whether it is a cgroup in whose top nobody in a cgroup namespace of its own can change a limit: there are none
+    /// without a controller, or such a namespace is the boundary (the kernel's cgroup-v2.rst, "nsdelegate").
+    pub(super) fn is_delegated(&self) -> bool {
+        let has = |name: &str| self.data.iter().any(|option| option == name);
+        // All cgroups of the host are below the root.
+        if self.root == Path::new("/") {
+            return false;
+        }
+        match self.kind.as_str() {
+            "cgroup" => has("none") || self.data.iter().any(|option| option.starts_with("name=")),
+            "cgroup2" => has("nsdelegate"),
+            _ => false,
+        }
+    }
 }
 
 pub(super) fn parse(text: &str) -> Vec<Line> {

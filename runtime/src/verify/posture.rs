@@ -76,6 +76,8 @@ pub struct Mount {
     pub is_nodev: bool,
     /// What is mounted in it appears on the host too.
     pub is_shared: bool,
+    /// It is a cgroup file system through which a container in a cgroup namespace of its own changes none of its limits.
+    pub is_delegated: bool,
 }
 
 impl Mount {
@@ -218,6 +220,8 @@ pub struct Posture {
     pub devices: Vec<Fact<Devices>>,
     /// Nodes of devices that are made for it.
     pub nodes: Vec<Fact<Node>>,
+    /// Network interfaces of the host that are moved into it.
+    pub interfaces: Vec<Fact<String>>,
     /// Bytes.
     pub memory_limit: Fact<Option<u64>>,
     /// Processes and threads.
@@ -228,6 +232,10 @@ pub struct Posture {
     pub real_time: Vec<Fact<String>>,
     /// How much rather than others it is ended where memory runs out; negative: rather others.
     pub oom_score: Fact<i32>,
+    /// Whether its processes wait for memory where that runs out, instead of being ended.
+    pub has_no_oom_killer: Fact<bool>,
+    /// Whether its seccomp filter leaves processors free to guess, where the kernel would keep them from it.
+    pub speculates: Fact<bool>,
     /// Programs that run on the host for it.
     pub hooks: Vec<Fact<String>>,
     /// What its processes hold open outside its mounts.

@@ -498,6 +498,39 @@ const PLANTED: &[Planted] = &[
         "-999",
     ),
     (
+        |c| c["linux"]["resources"]["memory"]["disableOOMKiller"] = json!(true),
+        "oom-killer",
+        "linux.resources.memory.disableOOMKiller",
+        "disabled",
+    ),
+    (
+        |c| c["linux"]["netDevices"] = json!({"eth1": {"name": "eth0"}}),
+        "network-interfaces",
+        "linux.netDevices[\"eth1\"]",
+        "eth1 of the host",
+    ),
+    (
+        |c| {
+            c["linux"]["seccomp"]["flags"] =
+                json!(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]);
+        },
+        "speculation",
+        "linux.seccomp.flags[1]",
+        "SPEC_ALLOW",
+    ),
+    (
+        |c| c["process"]["cwd"] = json!("/proc/self/fd/7/../.."),
+        "open-descriptors",
+        "process.cwd",
+        "/proc/self/fd/7",
+    ),
+    (
+        |c| c["process"]["args"][0] = json!("/proc/self/exe"),
+        "open-descriptors",
+        "process.args[0]",
+        "/proc/self/exe",
+    ),
+    (
         |c| c["mounts"][5]["source"] = json!("/etc"),
         "host-paths",
         "mounts[5]",

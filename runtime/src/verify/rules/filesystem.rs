@@ -8,7 +8,8 @@ use super::{
 };
 use crate::bundle::CONFIG_FILE;
 use crate::verify::paths::{Match, Pattern};
-use crate::verify::posture::{Fact, Mount, Posture};
+use crate::verify::policy::Setting;
+use crate::verify::posture::{Fact, Mount, Posture, Sharing};
 
 const MOUNT_NAMESPACES: &str = "https://man7.org/linux/man-pages/man7/mount_namespaces.7.html";
 
@@ -24,11 +25,7 @@ pub(super) const MASKED_PATHS: Rule = Rule {
     fix: "list the path in linux.maskedPaths, and mount no second proc or sysfs",
     reference: POD_SECURITY,
     lists: REQUIRE,
-    check: |setting| {
-        each(&setting.require, "an absolute path", |entry| {
-            entry.starts_with('/')
-        })
-    },
+    check: requires_paths,
     judge: |posture, setting| {
         let masked = &posture.masked;
         let is_open = |path: &Path| {
@@ -61,11 +58,7 @@ pub(super) const READ_ONLY_PATHS: Rule = Rule {
     fix: "list the path in linux.readonlyPaths",
     reference: POD_SECURITY,
     lists: REQUIRE,
-    check: |setting| {
-        each(&setting.require, "an absolute path", |entry| {
-            entry.starts_with('/')
-        })
-    },
+    check: requires_paths,
     judge: |posture, setting| {
         let read_only = &posture.read_only;
         let is_hidden = |path: &Path| posture.masked.value.iter().any(|one| path.starts_with(one));
@@ -79,6 +72,12 @@ pub(super) const READ_ONLY_PATHS: Rule = Rule {
         missing(&read_only.at, &setting.require, "can be written", is_open)
     },
 };
+
+fn requires_paths(setting: &Setting) -> Result<(), String> {
+    each(&setting.require, "an absolute path", |entry| {
+        entry.starts_with('/')
+    })
+}
 
 /// Whether a path is one of the kernel's in this container, not of the image.
 fn kernel_files(posture: &Posture, path: &Path) -> bool {
@@ -125,13 +124,16 @@ pub(super) const WRITABLE_SYSFS: Rule = Rule {
 pub(super) const WRITABLE_CGROUPS: Rule = Rule {
     id: "writable-cgroups",
     why: "who writes there can lift the container's limits, and with version 1 name a program that the host executes",
-    fix: "add \"ro\" to the mount's options",
+    fix: "add \"ro\" to the mount's options, or give a cgroup namespace where the host has version 2 with nsdelegate",
     reference: "https://docs.kernel.org/admin-guide/cgroup-v1/cgroups.html",
     judge: |posture, _| {
+        let cgroups = posture.namespaces.get("cgroup");
+        let has_own = cgroups.is_some_and(|fact| fact.value == Sharing::Own);
         let is_cgroup = |mount: &Mount| {
             let source = mount.source.as_deref();
-            matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
-                || source.is_some_and(|source| source.starts_with(CGROUPS))
+            let is_one = matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
+                || source.is_some_and(|source| source.starts_with(CGROUPS));
+            is_one && !(has_own && mount.is_delegated)
         };
         let what = "the cgroup file system";
         let mut weaknesses = writable(posture, is_cgroup, what);

@@ -81,6 +81,22 @@ pub(super) const SECCOMP_CALLS: Rule = Rule {
     },
 };
 
+pub(super) const SPECULATION: Rule = Rule {
+    id: "speculation",
+    why: "the filter turns a mitigation of Spectre off that it would bring: what a process guards, code in it may guess",
+    fix: "remove SECCOMP_FILTER_FLAG_SPEC_ALLOW from linux.seccomp.flags",
+    reference: "https://docs.kernel.org/userspace-api/spec_ctrl.html",
+    judge: |posture, _| {
+        let fact = &posture.speculates;
+        weakness_if(
+            fact.value,
+            &fact.at,
+            "speculative stores may be bypassed (SECCOMP_FILTER_FLAG_SPEC_ALLOW)",
+        )
+    },
+    ..RULE
+};
+
 /// Where it is said what a filter answers to calls that it does not know.
 fn default_place(posture: &Posture) -> &str {
     let profile = posture.profile.as_ref();

@@ -121,7 +121,7 @@ pub const UNSUPPORTED: &str = "unsupported";
 pub const NOT_ON_THIS_HOST: &str = "not-on-this-host";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 35] = [
+pub static ALL: [Rule; 38] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -160,6 +160,7 @@ pub static ALL: [Rule; 35] = [
     rights::NEW_PRIVILEGES,
     kernel::SECCOMP,
     kernel::SECCOMP_CALLS,
+    kernel::SPECULATION,
     kernel::APPARMOR,
     kernel::SELINUX,
     kernel::SYSCTLS,
@@ -174,11 +175,13 @@ pub static ALL: [Rule; 35] = [
     filesystem::MOUNT_FLAGS,
     filesystem::WRITABLE_ROOT,
     resources::DEVICES,
+    resources::INTERFACES,
     resources::MEMORY_LIMIT,
     resources::PIDS_LIMIT,
     resources::CPU_LIMIT,
     resources::REAL_TIME,
     resources::OOM_SCORE,
+    resources::OOM_KILLER,
     resources::HOOKS,
     resources::OPEN_DESCRIPTORS,
 ];

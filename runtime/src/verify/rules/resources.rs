@@ -39,6 +39,22 @@ pub(super) const DEVICES: Rule = Rule {
     },
 };
 
+pub(super) const INTERFACES: Rule = Rule {
+    id: "network-interfaces",
+    why: "the host loses the interface while the container runs, and the container is on whatever network it is on",
+    fix: "leave linux.netDevices out, and connect the container by a pair of virtual interfaces",
+    reference: RUNTIME_SPEC,
+    judge: |posture, _| {
+        let interfaces = posture.interfaces.iter();
+        let what =
+            |fact: &Fact<String>| format!("the interface {} of the host is moved", fact.value);
+        interfaces
+            .map(|fact| Weakness::new(&fact.at, what(fact)))
+            .collect()
+    },
+    ..RULE
+};
+
 pub(super) const MEMORY_LIMIT: Rule = Rule {
     id: "memory-limit",
     why: "the container can use up the host's memory, and the kernel may then end other processes",
@@ -103,6 +119,18 @@ pub(super) const OOM_SCORE: Rule = Rule {
             &fact.at,
             format!("the score is {}", fact.value),
         )
+    },
+    ..RULE
+};
+
+pub(super) const OOM_KILLER: Rule = Rule {
+    id: "oom-killer",
+    why: "where its memory runs out the container hangs, with all that it holds; without a limit the host does",
+    fix: "leave linux.resources.memory.disableOOMKiller out",
+    reference: "https://docs.kernel.org/admin-guide/cgroup-v1/memory.html",
+    judge: |posture, _| {
+        let fact = &posture.has_no_oom_killer;
+        weakness_if(fact.value, &fact.at, "the OOM killer is disabled")
     },
     ..RULE
 };
