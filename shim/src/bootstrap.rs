@@ -6,7 +6,7 @@
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,14 +20,20 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::cleanup::save_options;
 use crate::error::{Failure, Kind};
 use crate::flags::Flags;
+use crate::options::Options;
+use crate::pod::SANDBOX_ID;
 
 /// Where the sockets are, on a tmpfs.
 const SOCKETS: &str = "/run/rt-shim";
 
 /// The annotations that name the pod of a container: CRI's, and the one for clients without CRI.
-const GROUPS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "dev.rt.group"];
+const GROUPS: [&str; 2] = [SANDBOX_ID, "dev.rt.group"];
+
+/// The most that is read of standard input; options have some hundred bytes.
+const LONGEST_INPUT: u64 = 1 << 20;
 
 /// What containerd reads the address from when it is started again, in the bundle.
 const ADDRESS_FILE: &str = "address";
@@ -41,7 +47,14 @@ struct Belonging {
 
 /// Prints the address of the server that is to serve the container whose bundle is the working directory.
 pub fn start(flags: &Flags) -> Result<(), Failure> {
-    let group = group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
+    let config = Path::new("config.json");
+    let group = if config.exists() {
+        group(config)?.unwrap_or_else(|| flags.id.clone())
+    } else {
+        // A sandbox of the sandbox service, which is told its options here and nowhere else.
+        save_options(Path::new("."), &options(flags)?)?;
+        flags.id.clone()
+    };
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -60,6 +73,16 @@ pub fn start(flags: &Flags) -> Result<(), Failure> {
     io::stdout()
         .write_all(address.as_bytes())
         .map_err(Failure::io("print the address"))
+}
+
+/// The runtime options on standard input.
+fn options(flags: &Flags) -> Result<Options, Failure> {
+    let mut input = Vec::new();
+    io::stdin()
+        .take(LONGEST_INPUT)
+        .read_to_end(&mut input)
+        .map_err(Failure::io("read standard input"))?;
+    Options::of_start(&input, &flags.id, &flags.namespace)
 }
 
 fn group(config: &Path) -> Result<Option<String>, Failure> {

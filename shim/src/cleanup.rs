@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use runtime::id::ContainerId;
+use runtime::lifecycle::Lifecycle;
 
 use crate::bootstrap::remove_socket;
 use crate::error::{Failure, Kind};
 use crate::events::timestamp;
 use crate::flags::Flags;
 use crate::options::Options;
+use crate::pod::{Files, SANDBOX_ID};
 use crate::worker::lifecycle;
 
 /// The state root's parent, where the options do not say another.
@@ -40,6 +43,14 @@ pub fn save_options(bundle: &Path, options: &Options) -> Result<(), Failure> {
     fs::write(&path, text).map_err(Failure::io(format_args!("write {}", path.display())))
 }
 
+/// The options that were written down; the defaults if nothing was made yet.
+pub fn saved_options(bundle: &Path) -> Options {
+    match fs::read(bundle.join(OPTIONS_FILE)) {
+        Ok(text) => serde_json::from_slice(&text).unwrap_or_default(),
+        Err(_) => Options::default(),
+    }
+}
+
 /// Ends and removes the container, and prints how it ended, as a protobuf.
 pub fn delete(flags: &Flags) -> Result<(), Failure> {
     let bundle = if flags.bundle.as_os_str().is_empty() {
@@ -47,19 +58,20 @@ pub fn delete(flags: &Flags) -> Result<(), Failure> {
     } else {
         flags.bundle.clone()
     };
-    let options = match fs::read(bundle.join(OPTIONS_FILE)) {
-        Ok(text) => serde_json::from_slice(&text).unwrap_or_default(),
-        // Nothing was made yet.
-        Err(_) => Options::default(),
-    };
+    let options = saved_options(&bundle);
     let lifecycle = lifecycle(&state_root(&options, &flags.namespace), &options)?;
-    let id = flags
+    let id: ContainerId = flags
         .id
         .parse()
         .map_err(|error| Failure::new(Kind::Invalid, format!("-id: {error}")))?;
     let pid = lifecycle.state(&id).map_or(0, |state| state.pid);
     lifecycle.delete(&id, true)?;
     engine::unmount_on_host(&rootfs(&bundle))?;
+    let pod = Files::of(&bundle);
+    if pod.exist() {
+        delete_members(&lifecycle, &id)?;
+        pod.remove()?;
+    }
     remove_socket(&bundle);
     let response = DeleteResponse {
         pid: pid.unsigned_abs(),
@@ -71,4 +83,16 @@ pub fn delete(flags: &Flags) -> Result<(), Failure> {
     response
         .write_to_writer(&mut io::stdout())
         .map_err(|error| Failure::new(Kind::Other, error.to_string()))
+}
+
+/// Ends and removes the containers of a pod whose sandbox the sandbox service made: containerd asks for the sandbox alone.
+fn delete_members(lifecycle: &Lifecycle, sandbox: &ContainerId) -> Result<(), Failure> {
+    for container in lifecycle.list()? {
+        let pod = container.annotations.get(SANDBOX_ID);
+        if pod.is_some_and(|pod| pod == sandbox.as_str()) {
+            lifecycle.delete(&container.id, true)?;
+            engine::unmount_on_host(&rootfs(&container.bundle))?;
+        }
+    }
+    Ok(())
 }

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_sync::{Sandbox, create_sandbox};
 use containerd_shim_protos::ttrpc::r#sync::MethodHandler;
-use containerd_shim_protos::{create_task, ttrpc};
+use containerd_shim_protos::{Task, create_task, ttrpc};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use runtime::isolation::Model;
 use runtime::log::{Format, Log};
@@ -62,13 +63,16 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
     let tasks = Arc::new(Tasks::new(events));
     reaper::start(Arc::clone(&tasks))?;
     let (service, ended) = Service::new(flags, worker, Arc::clone(&tasks));
-    let service: Arc<dyn containerd_shim_protos::Task + Send + Sync> = Arc::new(service);
+    let service = Arc::new(service);
+    let sandbox: Arc<dyn Sandbox + Send + Sync> = Arc::clone(&service) as _;
+    let service: Arc<dyn Task + Send + Sync> = service;
     let failed = |error: ttrpc::Error| Failure::new(Kind::Other, format!("cannot serve: {error}"));
     let mut server = ttrpc::Server::new()
         .add_listener(OwnedFd::from(listener).into_raw_fd())
         .map_err(failed)?
         .register_service(renamed(create_task(Arc::clone(&service)), VERSION_2))
-        .register_service(create_task(service));
+        .register_service(create_task(service))
+        .register_service(create_sandbox(sandbox));
     server.start().map_err(failed)?;
     // The service lives as long as the server, so that this is what it says.
     let _ = ended.recv();

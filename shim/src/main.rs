@@ -1,6 +1,6 @@
 //! `containerd-shim-rt-v2`: what containerd starts for a pod, and asks for everything that happens in it.
 //!
-//! One process a pod serves containerd's task service, in the versions 2 and 3, on one socket. It links the runtime as
+//! One process a pod serves containerd's task service, in the versions 2 and 3, and its sandbox service on one socket. It links the runtime as
 //! a library: an operation is a call, not a command. Since the engine clones its caller, which must have one thread,
 //! operations run in processes that a single-threaded one forks (`worker`); everything else runs in the threads of the
 //! server. docs/architecture.md has the picture.
@@ -14,11 +14,15 @@ mod daemon;
 mod error;
 mod events;
 mod flags;
+mod messages;
 mod metrics;
 mod options;
+mod pause;
+mod pod;
 mod process;
 mod protocol;
 mod reaper;
+mod sandbox;
 mod service;
 mod stdio;
 mod tasks;
@@ -36,6 +40,9 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     if microvm::is_vmm(&arguments) {
         return ExitCode::from(microvm::main(arguments));
+    }
+    if pause::is_pause(&arguments) {
+        return pause::main();
     }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,12 +2,18 @@
 
 use std::path::PathBuf;
 
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, Message};
 use containerd_shim_protos::shim::oci::Options as RuncOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Kind};
+use crate::messages::runtimeoptions::Options as GenericOptions;
+
+/// The types of options that are known.
+const RUNC: &str = "containerd.runc.v1.Options";
+const GENERIC: &str = "runtimeoptions.v1.Options";
 
 /// What the options can ask for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,27 +43,42 @@ impl Options {
         };
         let wrong =
             |reason: String| Failure::new(Kind::Invalid, format!("runtime options: {reason}"));
-        match any.type_url.rsplit('/').next() {
-            Some("containerd.runc.v1.Options") => {
+        match type_of(any) {
+            RUNC => {
                 let options = RuncOptions::parse_from_bytes(&any.value)
                     .map_err(|error| wrong(error.to_string()))?;
                 Self::of_runc(options)
             }
-            Some("runtimeoptions.v1.Options") => {
-                let Generic { path, body } =
-                    Generic::parse(&any.value).map_err(|error| wrong(error.to_string()))?;
-                let mut options = Self::default();
-                if !body.is_empty() {
-                    options = toml::from_str(&body)
-                        .map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
-                }
-                if !path.is_empty() {
-                    options.config_path = Some(path.into());
+            GENERIC => {
+                let generic = GenericOptions::parse_from_bytes(&any.value)
+                    .map_err(|error| wrong(error.to_string()))?;
+                let mut options: Self = toml::from_slice(&generic.config_body)
+                    .map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+                if !generic.config_path.is_empty() {
+                    options.config_path = Some(generic.config_path.into());
                 }
                 Ok(options)
             }
             _ => Err(wrong(format!("their type {:?} is not known", any.type_url))),
         }
+    }
+
+    /// Reads what `start` gets on its standard input: the options alone, or since containerd 2.3 the parameters of the
+    /// start with the options among them.
+    pub fn of_start(input: &[u8], id: &str, namespace: &str) -> Result<Self, Failure> {
+        let wrong = |error: containerd_shim_protos::protobuf::Error| {
+            Failure::new(Kind::Invalid, format!("standard input: {error}"))
+        };
+        // Both begin with two strings: only what they say tells them apart.
+        if let Ok(parameters) = BootstrapParams::parse_from_bytes(input)
+            && (parameters.instance_id == id && parameters.namespace == namespace)
+        {
+            let mut values = parameters.extensions.iter().map(|one| &one.value);
+            let is_known = |any: &Any| [RUNC, GENERIC].contains(&type_of(any));
+            let options = values.find_map(|value| value.as_ref().filter(|any| is_known(any)));
+            return Self::of(options);
+        }
+        Self::of(Some(&Any::parse_from_bytes(input).map_err(wrong)?))
     }
 
     fn of_runc(options: RuncOptions) -> Result<Self, Failure> {
@@ -66,8 +87,8 @@ impl Options {
                 "BinaryName: this shim is the runtime itself",
                 &options.binary_name,
             ),
+            // `TaskApiAddress` is containerd's note of where it finds us.
             ("ShimCgroup", &options.shim_cgroup),
-            ("TaskApiAddress", &options.task_api_address),
         ] {
             if !value.is_empty() {
                 let reason = format!("runtime options: cannot honour {name}; remove it");
@@ -88,35 +109,16 @@ impl Options {
     }
 }
 
-/// `runtimeoptions.v1.Options`: `type_url` (1), `config_path` (2), `config_body` (3).
-#[derive(Default)]
-struct Generic {
-    path: String,
-    body: String,
-}
-
-impl Generic {
-    fn parse(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error>> {
-        const LENGTH_DELIMITED: u32 = 2;
-        let mut generic = Self::default();
-        let mut stream = CodedInputStream::from_bytes(bytes);
-        while let Some(tag) = stream.read_raw_tag_or_eof()? {
-            if tag & 7 != LENGTH_DELIMITED {
-                return Err(format!("unexpected field {}", tag >> 3).into());
-            }
-            let value = stream.read_bytes()?;
-            match tag >> 3 {
-                2 => generic.path = String::from_utf8(value)?,
-                3 => generic.body = String::from_utf8(value)?,
-                _ => {}
-            }
-        }
-        Ok(generic)
-    }
+/// The name of what is in it.
+fn type_of(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::bootstrap_api::Extension;
+    use containerd_shim_protos::protobuf::MessageField;
+
     use super::*;
 
     fn any(kind: &str, value: Vec<u8>) -> Any {
@@ -149,6 +151,37 @@ mod tests {
     }
 
     #[test]
+    fn a_start_is_told_them_in_two_ways() {
+        let runc = RuncOptions {
+            root: "/r".to_owned(),
+            ..Default::default()
+        };
+        let options = any("containerd.runc.v1.Options", runc.write_to_bytes().unwrap());
+        let of = |input: &[u8]| Options::of_start(input, "p1", "k8s.io");
+        assert_eq!(of(&[]).unwrap(), Options::default());
+        assert_eq!(
+            of(&options.write_to_bytes().unwrap()).unwrap().root,
+            Some("/r".into())
+        );
+        let mut parameters = BootstrapParams {
+            instance_id: "p1".to_owned(),
+            namespace: "k8s.io".to_owned(),
+            ..Default::default()
+        };
+        let with = |parameters: &BootstrapParams| of(&parameters.write_to_bytes().unwrap());
+        assert_eq!(with(&parameters).unwrap(), Options::default());
+        for value in [any("other", Vec::new()), options] {
+            let mut extension = Extension::new();
+            extension.value = MessageField::some(value);
+            parameters.extensions.push(extension);
+        }
+        assert_eq!(with(&parameters).unwrap().root, Some("/r".into()));
+        parameters.instance_id = "other".to_owned();
+        assert!(with(&parameters).is_err());
+        assert!(of(&[0xff; 4]).is_err());
+    }
+
+    #[test]
     fn what_is_not_honoured_is_refused_by_name() {
         let runc = RuncOptions {
             binary_name: "crun".to_owned(),
@@ -158,11 +191,7 @@ mod tests {
         let failure = Options::of(Some(&options)).unwrap_err();
         assert!(failure.reason.contains("BinaryName"), "{failure}");
         assert!(Options::of(Some(&any("other.Options", Vec::new()))).is_err());
-        for junk in [
-            &[0xff; 4][..],
-            &[1 << 3, 1],
-            &[3 << 3 | 2, 3, b'a', b'=', b'b'],
-        ] {
+        for junk in [&[0xff; 4][..], &[3 << 3 | 2, 3, b'a', b'=', b'b']] {
             let options = any("runtimeoptions.v1.Options", junk.to_vec());
             assert!(Options::of(Some(&options)).is_err(), "{junk:?}");
         }

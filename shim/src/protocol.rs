@@ -1,4 +1,4 @@
-//! The service as the protocol has it: each method's message is taken apart no further than for whom it is.
+//! The task service as the protocol has it: each method's message is taken apart no further than for whom it is.
 
 use containerd_shim_protos::Task;
 use containerd_shim_protos::api::{
@@ -13,7 +13,7 @@ use containerd_shim_protos::ttrpc::{self, TtrpcContext};
 use crate::service::{Reply, Service};
 
 /// Answers a method of the protocol, and logs why it was refused.
-fn answer<T>(method: &str, reply: Reply<T>) -> ttrpc::Result<T> {
+pub fn answer<T>(method: &str, reply: Reply<T>) -> ttrpc::Result<T> {
     reply.map_err(|failure| {
         tracing::debug!("{method}: {failure}");
         failure.into()

@@ -38,6 +38,7 @@ use crate::events::{any, timestamp};
 use crate::flags::Flags;
 use crate::metrics;
 use crate::options::Options;
+use crate::pod::Files;
 use crate::process::{Exit, Phase, Process};
 use crate::stdio::{Addresses, Kept, Logged, Streams};
 use crate::tasks::{Container, Exec, State, Tasks};
@@ -48,6 +49,18 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a method answers.
 pub type Reply<T> = Result<T, Failure>;
+
+/// A container that is to be made.
+pub struct New<'a> {
+    pub id: &'a str,
+    pub bundle: &'a str,
+    /// What its root is mounted from.
+    pub rootfs: &'a [Mount],
+    pub addresses: Addresses,
+    pub options: Options,
+    /// The files of the pod that it is put into.
+    pub pod: Option<Files>,
+}
 
 /// The service.
 pub struct Service {
@@ -91,90 +104,116 @@ impl Service {
             let reason = "restoring from a checkpoint is the command line's: rt restore";
             return Err(Failure::new(Kind::Unsupported, reason));
         }
-        let id: ContainerId = request
-            .id
-            .parse()
-            .map_err(|error| Failure::new(Kind::Invalid, format!("{error}")))?;
-        let options = Options::of(request.options.as_ref())?;
-        let root = state_root(&options, &self.namespace);
-        let lifecycle = Arc::new(lifecycle(&root, &options)?);
-        {
-            let mut state = self.tasks.lock();
-            state.reserve(&request.id)?;
-            state.begin_operation();
+        let mut options = Options::of(request.options.as_ref())?;
+        let mut files = None;
+        if let Some(pod) = self.tasks.lock().pod() {
+            // containerd tells the handler's options with the sandbox alone.
+            options = Options {
+                io_uid: options.io_uid,
+                io_gid: options.io_gid,
+                ..pod.options.clone()
+            };
+            files = Some(pod.files.clone());
         }
-        let bundle = PathBuf::from(&request.bundle);
-        let made = self.make(request, &bundle, &root, &options, id.clone());
-        let mut state = self.tasks.lock();
-        let exit = state.end_operation(made.as_ref().ok().map(|(done, _)| done.pid));
-        let (Done { pid, shares_pids }, kept) =
-            made.inspect_err(|_| drop(state.remove(&request.id)))?;
-        let mut init = Process::new(addresses(request));
-        init.begin(pid, kept);
-        state.insert(Container {
-            id: id.clone(),
-            bundle,
-            root,
+        let new = New {
+            id: &request.id,
+            bundle: &request.bundle,
+            rootfs: &request.rootfs,
+            addresses: addresses(request),
             options,
-            lifecycle: Arc::clone(&lifecycle),
-            init,
-            execs: HashMap::new(),
-            paused: false,
-            shares_pids,
-            watcher: self.tasks.watch(lifecycle, id),
-        });
-        let event = TaskCreate {
-            container_id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            rootfs: request.rootfs.clone(),
-            io: MessageField::some(TaskIO {
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-                terminal: request.terminal,
-                ..Default::default()
-            }),
-            pid: pid.unsigned_abs(),
-            ..Default::default()
+            pod: files,
         };
-        self.tasks.events.send(TASK_CREATE_EVENT_TOPIC, &event);
-        if let Some(exit) = exit {
-            self.tasks.record(&mut state, &request.id, "", exit);
-        }
+        let pid = self.make(new, |tasks, pid| {
+            let event = TaskCreate {
+                container_id: request.id.clone(),
+                bundle: request.bundle.clone(),
+                rootfs: request.rootfs.clone(),
+                io: MessageField::some(TaskIO {
+                    stdin: request.stdin.clone(),
+                    stdout: request.stdout.clone(),
+                    stderr: request.stderr.clone(),
+                    terminal: request.terminal,
+                    ..Default::default()
+                }),
+                pid,
+                ..Default::default()
+            };
+            tasks.events.send(TASK_CREATE_EVENT_TOPIC, &event);
+        })?;
         Ok(CreateTaskResponse {
-            pid: pid.unsigned_abs(),
+            pid,
             ..Default::default()
         })
     }
 
+    /// Makes a container, which then waits for its start, and tells of it.
+    pub fn make(&self, new: New<'_>, tell: impl FnOnce(&Tasks, u32)) -> Reply<u32> {
+        let id: ContainerId = new
+            .id
+            .parse()
+            .map_err(|error| Failure::new(Kind::Invalid, format!("{error}")))?;
+        let root = state_root(&new.options, &self.namespace);
+        let lifecycle = Arc::new(lifecycle(&root, &new.options)?);
+        {
+            let mut state = self.tasks.lock();
+            state.reserve(new.id)?;
+            state.begin_operation();
+        }
+        let made = self.make_reserved(&new, &root, &id);
+        let mut state = self.tasks.lock();
+        let exit = state.end_operation(made.as_ref().ok().map(|(done, _)| done.pid));
+        let (Done { pid, shares_pids }, kept) = made.inspect_err(|_| {
+            drop(state.remove(new.id));
+            self.end_if_over(&state);
+        })?;
+        let mut init = Process::new(new.addresses);
+        init.begin(pid, kept);
+        let watcher = match state.is_sandbox(new.id) {
+            true => None,
+            false => self.tasks.watch(Arc::clone(&lifecycle), id.clone()),
+        };
+        state.insert(Container {
+            id,
+            bundle: new.bundle.into(),
+            root,
+            options: new.options,
+            lifecycle,
+            init,
+            execs: HashMap::new(),
+            paused: false,
+            shares_pids,
+            watcher,
+        });
+        tell(&self.tasks, pid.unsigned_abs());
+        if let Some(exit) = exit {
+            self.tasks.record(&mut state, new.id, "", exit);
+        }
+        Ok(pid.unsigned_abs())
+    }
+
     /// Mounts the root, and has the container made. Nothing is left of it if that fails.
-    fn make(
-        &self,
-        request: &CreateTaskRequest,
-        bundle: &Path,
-        root: &Path,
-        options: &Options,
-        id: ContainerId,
-    ) -> Reply<(Done, Kept)> {
-        save_options(bundle, options)?;
+    fn make_reserved(&self, new: &New<'_>, root: &Path, id: &ContainerId) -> Reply<(Done, Kept)> {
+        let bundle = Path::new(new.bundle);
+        save_options(bundle, &new.options)?;
         let target = rootfs(bundle);
         let make = || {
-            for (index, mount) in request.rootfs.iter().enumerate() {
+            for (index, mount) in new.rootfs.iter().enumerate() {
                 engine::mount_on_host(index, &oci_mount(mount)?, &target)?;
             }
-            let streams = self.open(&addresses(request), &request.id, options)?;
+            let streams = self.open(&new.addresses, new.id, &new.options)?;
             let operation = Request {
                 root: root.to_owned(),
-                options: options.clone(),
-                id,
+                options: new.options.clone(),
+                id: id.clone(),
                 operation: Operation::Create {
                     bundle: bundle.to_owned(),
+                    pod: new.pod.clone(),
                 },
             };
             self.begin(&operation, streams)
         };
         make().inspect_err(|_| {
-            if !request.rootfs.is_empty()
+            if !new.rootfs.is_empty()
                 && let Err(failure) = engine::unmount_on_host(&target)
             {
                 tracing::warn!("{}", engine::error_chain(&failure));
@@ -202,7 +241,11 @@ impl Service {
 
     /// Lets a container's workload run, or starts a process of an `exec`.
     pub fn start(&self, request: &StartRequest) -> Reply<StartResponse> {
-        let (id, exec) = (request.id.as_str(), request.exec_id.as_str());
+        self.start_process(&request.id, &request.exec_id)
+    }
+
+    /// The same of a container, or of its `exec`.
+    pub fn start_process(&self, id: &str, exec: &str) -> Reply<StartResponse> {
         {
             let mut state = self.tasks.lock();
             let process = state.process(id, exec)?;
@@ -304,7 +347,7 @@ impl Service {
             true => Phase::Running,
             false => Phase::Created,
         };
-        if is_started {
+        if is_started && !(exec.is_empty() && state.is_sandbox(id)) {
             tell(&self.tasks, pid);
         }
         if let Some(exit) = exit {
@@ -344,22 +387,27 @@ impl Service {
         Ok(response)
     }
 
-    fn delete_container(&self, id: &str) -> Reply<(u32, Option<Exit>)> {
+    /// Removes a container, with all that runs in it.
+    pub fn delete_container(&self, id: &str) -> Reply<(u32, Option<Exit>)> {
         self.operate(id, Operation::Delete)?;
         // One that was never started was killed just now.
         let exit = self.tasks.wait(id, "", Some(END_LIMIT))?;
         let bundle = self.tasks.lock().container(id)?.bundle.clone();
         engine::unmount_on_host(&rootfs(&bundle))?;
-        let container = self.tasks.lock().remove(id);
+        let container = self.tasks.remove(id);
         let pid = container.map_or(0, |container| container.init.pid());
-        let event = TaskDelete {
-            container_id: id.to_owned(),
-            pid,
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.time)),
-            ..Default::default()
-        };
-        self.tasks.events.send(TASK_DELETE_EVENT_TOPIC, &event);
+        let state = self.tasks.lock();
+        if !state.is_sandbox(id) {
+            let event = TaskDelete {
+                container_id: id.to_owned(),
+                pid,
+                exit_status: exit.status,
+                exited_at: MessageField::some(timestamp(exit.time)),
+                ..Default::default()
+            };
+            self.tasks.events.send(TASK_DELETE_EVENT_TOPIC, &event);
+        }
+        self.end_if_over(&state);
         Ok((pid, Some(exit)))
     }
 
@@ -456,7 +504,8 @@ impl Service {
         })
     }
 
-    fn lifecycle(&self, id: &str) -> Reply<(Arc<Lifecycle>, ContainerId)> {
+    /// How a container is asked.
+    pub fn lifecycle(&self, id: &str) -> Reply<(Arc<Lifecycle>, ContainerId)> {
         let mut state = self.tasks.lock();
         let container = state.container(id)?;
         Ok((Arc::clone(&container.lifecycle), container.id.clone()))
@@ -617,9 +666,26 @@ impl Service {
     /// Ends the server unless it has containers: that of a pod is told for each of them.
     pub fn shutdown(&self) {
         if self.tasks.lock().is_empty() {
-            // Full means that it was told before.
-            let _ = self.end.try_send(());
+            self.end();
         }
+    }
+
+    /// Ends the server with its last container, which may be gone already.
+    pub fn shutdown_with_last(&self) {
+        let mut state = self.tasks.lock();
+        state.end_with_last();
+        self.end_if_over(&state);
+    }
+
+    fn end_if_over(&self, state: &State) {
+        if state.has_ended() {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        // Full means that it was told before.
+        let _ = self.end.try_send(());
     }
 }
 

@@ -20,6 +20,7 @@ use runtime::signal::Signal;
 use crate::error::{Failure, Kind};
 use crate::events::{Events, timestamp};
 use crate::options::Options;
+use crate::pod::Pod;
 use crate::process::{Exit, Phase, Process};
 
 /// Between two looks at a container's use, which nobody asked for: only its other events count.
@@ -66,6 +67,10 @@ pub struct State {
     operations: usize,
     /// The exits that were nobody's meanwhile.
     unclaimed: HashMap<i32, Exit>,
+    /// The pod, if the sandbox service made its sandbox.
+    pod: Option<Pod>,
+    /// The pod is over: the server ends with the last container.
+    is_over: bool,
 }
 
 /// The containers, and those who wait for their ends.
@@ -124,6 +129,52 @@ impl State {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.containers.is_empty()
+    }
+
+    /// All that are made.
+    pub fn all(&self) -> Vec<(Arc<Lifecycle>, ContainerId)> {
+        let made = self.containers.values().filter_map(|entry| match entry {
+            Entry::Made(container) => {
+                Some((Arc::clone(&container.lifecycle), container.id.clone()))
+            }
+            Entry::Creating => None,
+        });
+        made.collect()
+    }
+
+    /// The pod, if the sandbox service made its sandbox.
+    pub fn pod(&self) -> Option<&Pod> {
+        self.pod.as_ref()
+    }
+
+    /// This server is to have the pod's sandbox.
+    pub fn enter_pod(&mut self, pod: Pod) -> Result<(), Failure> {
+        if let Some(other) = &self.pod {
+            let reason = format!("{}: this shim has the sandbox {}", pod.id, other.id);
+            return Err(Failure::new(Kind::Exists, reason));
+        }
+        self.pod = Some(pod);
+        Ok(())
+    }
+
+    /// It has it no more.
+    pub fn leave_pod(&mut self) -> Option<Pod> {
+        self.pod.take()
+    }
+
+    /// Whether this container is the pod's sandbox, of which the task service's events do not tell.
+    pub fn is_sandbox(&self, id: &str) -> bool {
+        self.pod.as_ref().is_some_and(|pod| pod.id == id)
+    }
+
+    /// The server is to end with the last container.
+    pub fn end_with_last(&mut self) {
+        self.is_over = true;
+    }
+
+    /// Whether that has come.
+    pub fn has_ended(&self) -> bool {
+        self.is_over && self.is_empty()
     }
 
     /// An operation begins that makes a process.
@@ -240,11 +291,19 @@ impl Tasks {
         }
     }
 
+    /// Forgets a container. Who waits for one of its processes is told so.
+    pub fn remove(&self, id: &str) -> Option<Container> {
+        let container = self.lock().remove(id);
+        self.ended.notify_all();
+        container
+    }
+
     /// Writes an exit down and tells of it, unless the start has to be told first.
     pub fn record(&self, state: &mut State, id: &str, exec: &str, exit: Exit) {
+        let is_sandbox = exec.is_empty() && state.is_sandbox(id);
         if let Ok(process) = state.process(id, exec) {
             process.end(exit);
-            if process.phase != Phase::Starting {
+            if process.phase != Phase::Starting && !is_sandbox {
                 self.tell_exit(id, exec, process.pid(), exit);
             }
         }

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Kind};
 use crate::options::Options;
+use crate::pod::Files;
 
 /// The most that a request may be: a process of an `exec` with a large environment is far below.
 const LONGEST: usize = 16 << 20;
@@ -54,8 +55,8 @@ pub struct Request {
 /// What to do with a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Operation {
-    /// Make it from this bundle, with the standard streams that come along.
-    Create { bundle: PathBuf },
+    /// Make it from this bundle, with the files of its pod and the standard streams that come along.
+    Create { bundle: PathBuf, pod: Option<Files> },
     /// Let its workload run.
     Start,
     /// Start another process in it, with the standard streams that come along.
@@ -188,11 +189,15 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(Done, Option<Ow
     let lifecycle = lifecycle(&request.root, &request.options)?;
     let id = &request.id;
     match &request.operation {
-        Operation::Create { bundle } => {
+        Operation::Create { bundle, pod } => {
             let invalid = |error: &dyn std::error::Error| {
                 Failure::new(Kind::Invalid, runtime::error_chain(error))
             };
-            let bundle = Bundle::load(bundle).map_err(|error| invalid(&error))?;
+            let mut bundle = Bundle::load(bundle).map_err(|error| invalid(&error))?;
+            if let Some(files) = pod {
+                let mounts = files.mounts(bundle.spec())?;
+                bundle = bundle.with_mounts(mounts);
+            }
             let model = select(None, &bundle, lifecycle.config(), model)
                 .map_err(|error| invalid(&error))?;
             let terminal = bundle.spec().process().as_ref().and_then(Process::terminal);

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Box as ConsoleSize, Spec};
+use oci_spec::runtime::{Box as ConsoleSize, Mount, Spec};
 use serde_json::{Map, Value};
 
 pub use vm::{HwConfig, VmHypervisor, VmImage, VmKernel, VmSection};
@@ -190,6 +190,13 @@ impl Bundle {
         if let Some(linux) = self.spec.linux_mut() {
             linux.set_cgroups_path(Some(cgroup_path.to_owned()));
         }
+        self
+    }
+
+    /// The same bundle with other `mounts`; the sources of bind mounts are absolute.
+    #[must_use]
+    pub fn with_mounts(mut self, mounts: Vec<Mount>) -> Self {
+        self.spec.set_mounts(Some(mounts));
         self
     }
 
