@@ -37,9 +37,30 @@ struct Containerd {
         default_value = "/etc/containerd/config.toml"
     )]
     config: PathBuf,
+    /// Who makes a pod's sandbox: containerd from its pause image, or (containerd 2) the shim, without an image
+    #[arg(long, value_enum, default_value_t)]
+    sandboxer: Sandboxer,
     /// Print what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Who makes the sandbox of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Sandboxer {
+    #[default]
+    Podsandbox,
+    Shim,
+}
+
+impl Sandboxer {
+    /// As containerd's configuration has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Podsandbox => "podsandbox",
+            Self::Shim => "shim",
+        }
+    }
 }
 
 /// Why it could not be installed.
@@ -90,7 +111,7 @@ impl Containerd {
         let settings = self.settings()?;
         let own = fs::read_to_string(&self.config).unwrap_or_default();
         check_version(&own, &settings).map_err(failed)?;
-        let text = with_handlers(&settings).map_err(failed)?;
+        let text = with_handlers(&settings, self.sandboxer).map_err(failed)?;
         if self.dry_run {
             writeln!(out, "# {}", path.display())?;
             out.write_all(text.as_bytes())?;
@@ -188,16 +209,19 @@ fn check_version(own: &str, settings: &str) -> Result<(), String> {
 
 /// The drop-in file: the settings of the CRI plugin with our handlers among them. Pods may choose a model by the annotation
 /// too, if rt's own configuration lets them.
-fn with_handlers(settings: &str) -> Result<String, String> {
+fn with_handlers(settings: &str, sandboxer: Sandboxer) -> Result<String, String> {
     let mut settings: toml::Table = settings.parse().map_err(|error| format!("{error}"))?;
     let version = settings
         .remove("version")
         .unwrap_or(toml::Value::Integer(0));
-    let plugin = match version.as_integer() {
+    let (plugin, has_sandboxers) = match version.as_integer() {
         // containerd 1.6 and 1.7
-        Some(2) => "io.containerd.grpc.v1.cri",
+        Some(2) if sandboxer != Sandboxer::Podsandbox => {
+            return Err("--sandboxer needs containerd 2: version 1 makes sandboxes itself".into());
+        }
+        Some(2) => ("io.containerd.grpc.v1.cri", false),
         // containerd 2
-        Some(3) => "io.containerd.cri.v1.runtime",
+        Some(3) => ("io.containerd.cri.v1.runtime", true),
         _ => return Err(format!("their version is {version}, 2 and 3 are known")),
     };
     let mut plugins = match settings.remove("plugins") {
@@ -208,13 +232,16 @@ fn with_handlers(settings: &str) -> Result<String, String> {
     let containerd = table_in(&mut cri, "containerd")?;
     let runtimes = table_in(containerd, "runtimes")?;
     for name in ["rt", "rt-microvm"] {
-        let handler = toml::Table::from_iter([
+        let mut handler = toml::Table::from_iter([
             (
                 "runtime_type".to_owned(),
                 format!("io.containerd.{name}.v2").into(),
             ),
             ("pod_annotations".to_owned(), vec!["dev.rt.*"].into()),
         ]);
+        if has_sandboxers {
+            handler.insert("sandboxer".to_owned(), sandboxer.name().into());
+        }
         if let Some(runtimes) = runtimes.as_table_mut() {
             runtimes.insert(name.to_owned(), handler.into());
         }
@@ -253,7 +280,8 @@ mod tests {
                 "version = {version}\n[plugins.'other']\na = 1\n[plugins.'{plugin}']\nsandbox = 'mine'\n\
                  [plugins.'{plugin}'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n"
             );
-            let file: toml::Table = with_handlers(&settings).unwrap().parse().unwrap();
+            let file = with_handlers(&settings, Sandboxer::Podsandbox).unwrap();
+            let file: toml::Table = file.parse().unwrap();
             let plugins = file["plugins"].as_table().unwrap();
             assert_eq!(plugins.len(), 1);
             assert_eq!(plugins[plugin]["sandbox"].as_str(), Some("mine"));
@@ -271,8 +299,25 @@ mod tests {
             "version = 2\n[plugins]\n'io.containerd.grpc.v1.cri' = 1",
             "=",
         ] {
-            assert!(with_handlers(wrong).is_err(), "{wrong}");
+            assert!(
+                with_handlers(wrong, Sandboxer::Podsandbox).is_err(),
+                "{wrong}"
+            );
         }
+    }
+
+    #[test]
+    fn who_makes_the_sandbox_is_said_where_it_can_be() {
+        let file = with_handlers("version = 3", Sandboxer::Shim).unwrap();
+        let file: toml::Table = file.parse().unwrap();
+        let runtimes = &file["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"];
+        for name in ["rt", "rt-microvm"] {
+            assert_eq!(runtimes[name]["sandboxer"].as_str(), Some("shim"));
+        }
+        let file = with_handlers("version = 2", Sandboxer::Podsandbox).unwrap();
+        assert!(!file.contains("sandboxer"), "{file}");
+        let refused = with_handlers("version = 2", Sandboxer::Shim).unwrap_err();
+        assert!(refused.contains("containerd 2"), "{refused}");
     }
 
     #[test]
