@@ -25,6 +25,7 @@ run: build guest bundles
 
 test: setup guest
 	@$(here)/integration/setup clients
+	@$(here)/integration/fetch-containerd || true
 	@cd $(here) && integration/run-tests
 
 test-crash: export RT_TEST_CRASH = yes

@@ -4,7 +4,8 @@
 //! process in it and takes its mounts and network devices along.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub struct World {
     pid: String,
     name: String,
     dir: TempDir,
+    /// Where its commands find programs.
+    path: OsString,
 }
 
 impl World {
@@ -56,6 +59,7 @@ impl World {
             pid: pid.trim().to_owned(),
             name: format!("rt-clients-{name}-{}", std::process::id()),
             dir: TempDir::with_prefix("rt-clients-")?,
+            path: env::var_os("PATH").unwrap_or_default(),
         };
         if world.pid.is_empty() {
             return Err(io::Error::other(
@@ -75,12 +79,21 @@ impl World {
         &self.name
     }
 
+    /// Has the world's commands find the programs in this directory before others of their names.
+    pub fn prefer_programs_in(&mut self, dir: &Path) {
+        let mut path = dir.as_os_str().to_owned();
+        path.push(":");
+        path.push(&self.path);
+        self.path = path;
+    }
+
     /// A command in the world, without stdin.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.pid, "--mount", "--net", "--pid", "--"])
             .arg(program)
+            .env("PATH", &self.path)
             .stdin(Stdio::null());
         command
     }

@@ -1,7 +1,6 @@
 //! Containerd: a daemon with roots and a socket of its own, driven by `ctr`. Its own
 //! shim calls our binary in runc's place; the same claims hold for our shim.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -105,9 +104,6 @@ pub fn configuration(settings: &str) -> String {
 /// Starts a daemon with this configuration.
 pub fn daemon_of(world: &World, config: &Path) -> Result<Output, Reason> {
     let mut command = world.command("containerd");
-    // It finds our shim by its name.
-    let path = env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{}:{path}", world.dir().display()));
     let daemon = Output::of(command.arg("--config").arg(config))?;
     daemon.wait_for("successfully booted", LIMIT)?;
     Ok(daemon)

@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use integration::{
     Claim, Model, Outcome, Output, World, ensure, ensure_eq, eventually, finish, write_image,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::containerd::{LIMIT, SOCKET, configuration, daemon_of, pids_of};
@@ -32,12 +35,14 @@ pub const CLAIMS: &[Entry<Cri>] = &[
         "a_container_that_cannot_be_is_explained",
         a_container_that_cannot_be_is_explained,
     ),
-    Entry::further(
-        "a_pod_on_the_nodes_network",
-        CONTAINER,
-        a_pod_on_the_nodes_network,
-    ),
 ];
+
+/// What holds where containerd makes the sandbox. Where the shim does, containerd 2.1 itself panics at such a pod.
+pub const NODE_CLAIMS: &[Entry<Cri>] = &[Entry::further(
+    "a_pod_on_the_nodes_network",
+    CONTAINER,
+    a_pod_on_the_nodes_network,
+)];
 
 /// The networks of pods, as an administrator sets them up: a bridge, and ports of the node that lead to a pod.
 fn network(data: &Path) -> Value {
@@ -61,14 +66,53 @@ fn network(data: &Path) -> Value {
     })
 }
 
+/// Who makes a pod's sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sandboxer {
+    /// containerd, from an image.
+    Containerd,
+    /// Our shim.
+    Shim,
+}
+
 /// The daemon with its CRI service.
 pub struct Cri {
     start: Start,
+    sandboxer: Sandboxer,
     client: PathBuf,
-    _daemon: Output,
+    config: PathBuf,
+    daemon: Mutex<Option<Output>>,
 }
 
+/// Starts the containerd that is installed.
 pub fn start(start: Start) -> Result<Cri, Reason> {
+    start_with(start, Sandboxer::Containerd)
+}
+
+/// Starts containerd 2.
+pub fn start_second(mut start: Start) -> Result<Cri, Reason> {
+    start.world.prefer_programs_in(&second());
+    start_with(start, Sandboxer::Containerd)
+}
+
+/// Starts containerd 2, with our shim to make the sandboxes.
+pub fn start_without_image(mut start: Start) -> Result<Cri, Reason> {
+    start.world.prefer_programs_in(&second());
+    start_with(start, Sandboxer::Shim)
+}
+
+/// Where `integration/fetch-containerd` puts containerd 2.
+fn second() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/containerd-2/usr/bin")
+}
+
+/// Why there are no claims about containerd 2, if so.
+pub fn reason_not_to_run_second() -> Option<String> {
+    let is_there = second().join("containerd").exists();
+    (!is_there).then(|| "integration/fetch-containerd has not fetched it".to_owned())
+}
+
+fn start_with(start: Start, sandboxer: Sandboxer) -> Result<Cri, Reason> {
     let world = &start.world;
     let handlers = world.dir().join("conf.d");
     let networks = world.dir().join("networks");
@@ -106,11 +150,18 @@ pub fn start(start: Start) -> Result<Cri, Reason> {
         .args(["install", "containerd", "--config"])
         .arg(&config);
     install.arg("--dir").arg(&handlers);
+    if sandboxer == Sandboxer::Shim {
+        install.args(["--sandboxer", "shim"]);
+    }
     finish(&mut install, None)?.success()?;
     let daemon = daemon_of(world, &config)?;
-    let pause = world.dir().join("pause.tar");
-    write_image(&pause, PAUSE, &["/bin/sleep", "1000000"], world.dir())?;
-    for image in [&pause, &start.image] {
+    let mut images = vec![start.image.clone()];
+    if sandboxer == Sandboxer::Containerd {
+        let pause = world.dir().join("pause.tar");
+        write_image(&pause, PAUSE, &["/bin/sleep", "1000000"], world.dir())?;
+        images.push(pause);
+    }
+    for image in images {
         let mut import = world.command("ctr");
         import.args([
             "--address",
@@ -125,14 +176,36 @@ pub fn start(start: Start) -> Result<Cri, Reason> {
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/cri_client.py");
     Ok(Cri {
         start,
+        sandboxer,
         client,
-        _daemon: daemon,
+        config,
+        daemon: Mutex::new(Some(daemon)),
     })
 }
 
 impl Cri {
-    fn world(&self) -> &World {
+    pub fn world(&self) -> &World {
         &self.start.world
+    }
+
+    /// The same in a world of its own.
+    pub fn another(&self, name: &str) -> Result<Self, Reason> {
+        let start = self.start.another(name)?;
+        match self.sandboxer {
+            Sandboxer::Containerd => start_second(start),
+            Sandboxer::Shim => start_without_image(start),
+        }
+    }
+
+    /// Kills the daemon and starts it anew.
+    pub fn restart(&self) -> Claim {
+        let mut running = self.daemon.lock().map_err(|error| error.to_string())?;
+        for pid in pids_of(&["containerd", "--config", &self.config.to_string_lossy()])? {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        *running = None;
+        *running = Some(daemon_of(self.world(), &self.config)?);
+        Ok(())
     }
 
     fn try_call(&self, method: &str, request: &Value) -> Result<Outcome, Reason> {
@@ -144,13 +217,13 @@ impl Cri {
         )?)
     }
 
-    fn call(&self, method: &str, request: &Value) -> Result<Value, Reason> {
+    pub fn call(&self, method: &str, request: &Value) -> Result<Value, Reason> {
         let response = self.try_call(method, request)?.success()?.stdout;
         Ok(serde_json::from_str(&response)?)
     }
 
     /// Runs a pod.
-    fn pod(&self, name: &str) -> Result<Pod<'_>, Reason> {
+    pub fn pod(&self, name: &str) -> Result<Pod<'_>, Reason> {
         self.pod_on(name, POD, &json!([]))
     }
 
@@ -160,7 +233,9 @@ impl Cri {
         fs::create_dir(&logs)?;
         let config = json!({
             "metadata": {"name": name, "uid": name, "namespace": "default"},
+            "hostname": if network == POD { name } else { "" },
             "log_directory": logs,
+            "dns_config": {"servers": ["10.97.0.53"], "searches": ["svc.test"]},
             "port_mappings": ports,
             "linux": {
                 "cgroup_parent": format!("/{}", self.world().cgroup()),
@@ -184,9 +259,9 @@ impl Cri {
 }
 
 /// A pod that runs.
-struct Pod<'a> {
+pub struct Pod<'a> {
     cri: &'a Cri,
-    id: String,
+    pub id: String,
     config: Value,
     network: i64,
     logs: PathBuf,
@@ -214,14 +289,14 @@ impl Pod<'_> {
         Ok(created["container_id"].clone())
     }
 
-    fn run(&self, name: &str, script: &str, extra: &Value) -> Result<Value, Reason> {
+    pub fn run(&self, name: &str, script: &str, extra: &Value) -> Result<Value, Reason> {
         let id = self.create(name, script, extra)?;
         self.cri
             .call("StartContainer", &json!({"container_id": id}))?;
         Ok(id)
     }
 
-    fn exec(&self, id: &Value, script: &str) -> Result<Value, Reason> {
+    pub fn exec(&self, id: &Value, script: &str) -> Result<Value, Reason> {
         let command = ["sh", "-c", script];
         let request = json!({"container_id": id, "cmd": command, "timeout": 60});
         self.cri.call("ExecSync", &request)
@@ -235,7 +310,7 @@ impl Pod<'_> {
     }
 
     /// Waits for the end of a container; returns its status.
-    fn wait_for_end(&self, id: &Value) -> Result<Value, Reason> {
+    pub fn wait_for_end(&self, id: &Value) -> Result<Value, Reason> {
         eventually(LIMIT, || {
             ensure_eq!(self.status(id)?["state"], EXITED, "state");
             Ok(())
@@ -244,7 +319,7 @@ impl Pod<'_> {
     }
 
     /// Ends the pod with all that is in it; nothing is left.
-    fn remove(self) -> Claim {
+    pub fn remove(self) -> Claim {
         let request = json!({"pod_sandbox_id": self.id});
         self.cri.call("StopPodSandbox", &request)?;
         self.cri.call("RemovePodSandbox", &request)?;
@@ -258,7 +333,25 @@ impl Pod<'_> {
         ensure!(shims.len() < 3, "shims are left: {shims:?}");
         let mounts = fs::read_to_string(self.cri.world().path("/proc/1/mountinfo"))?;
         ensure!(!mounts.contains(&self.id), "mounts are left: {mounts}");
+        let state = format!("/run/containerd/rt/k8s.io/{}", self.id);
+        ensure!(
+            !fs::exists(self.cri.world().path(&state))?,
+            "{state} is left"
+        );
         Ok(())
+    }
+
+    /// The process that stands for the sandbox.
+    pub fn sandbox_process(&self) -> Result<Pid, Reason> {
+        let cgroups = self.cri.world().cgroups();
+        let mut own = cgroups.iter().filter(|path| path.ends_with(&self.id));
+        let pid = own.find_map(|path| {
+            let pids = fs::read_to_string(path.join("cgroup.procs")).ok()?;
+            pids.lines().next()?.parse().ok()
+        });
+        Ok(Pid::from_raw(
+            pid.ok_or("no process in the sandbox's cgroup")?,
+        ))
     }
 }
 
@@ -302,7 +395,11 @@ fn a_pods_containers_share(cri: &Cri) -> Claim {
     let two = pod.run("two", wait, &json!({}))?;
     // The sandbox's first process is process 1 of all of them.
     let first = pod.exec(&two, "tr '\\0' ' ' < /proc/1/cmdline")?;
-    ensure_eq!(first["stdout"], "/bin/sleep 1000000 ", "process 1");
+    let waits = match cri.sandboxer {
+        Sandboxer::Containerd => "/bin/sleep 1000000 ",
+        Sandboxer::Shim => "/pause ",
+    };
+    ensure_eq!(first["stdout"], waits, "process 1");
     let namespace = |id: &Value, kind: &str| -> Result<String, Reason> {
         let link = pod.exec(id, &format!("readlink /proc/self/ns/{kind}"))?;
         Ok(link["stdout"].as_str().unwrap_or_default().to_owned())

@@ -24,7 +24,8 @@ Namespaces: network int32 1, pid int32 2, ipc int32 3
 SandboxSecurity: namespace_options Namespaces 1
 LinuxSandbox: cgroup_parent string 1, security_context SandboxSecurity 2
 Port: protocol int32 1, container_port int32 2, host_port int32 3
-Sandbox: metadata Metadata 1, hostname string 2, log_directory string 3, *port_mappings Port 5,
+Dns: *servers string 1, *searches string 2
+Sandbox: metadata Metadata 1, hostname string 2, log_directory string 3, dns_config Dns 4, *port_mappings Port 5,
     linux LinuxSandbox 8
 Resources: cpu_shares int64 3, memory_limit_in_bytes int64 4
 Id: value int64 1
@@ -39,7 +40,7 @@ Memory: usage_bytes Count 4
 Stats: memory Memory 3
 Status: id string 1, state int32 3, exit_code int32 7, reason string 10
 Network: ip string 1
-SandboxStatus: id string 1, network Network 5
+SandboxStatus: id string 1, state int32 3, network Network 5
 Empty:
 ContainerId: container_id string 1
 SandboxId: pod_sandbox_id string 1

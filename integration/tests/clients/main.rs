@@ -12,6 +12,7 @@ mod cri;
 mod docker;
 mod engine;
 mod podman;
+mod sandbox;
 mod shim;
 
 use std::env;
@@ -81,7 +82,7 @@ struct Start {
 
 impl Start {
     fn new(client: &str, model: Model, rt: &Path) -> Result<Self, Reason> {
-        let world = World::new(&format!("{client}-{}", model.name()))?;
+        let mut world = World::new(&format!("{client}-{}", model.name()))?;
         let (name, shim) = match model {
             Model::Container => ("rt", "containerd-shim-rt-v2"),
             Model::Microvm => ("rt-microvm", "containerd-shim-rt-microvm-v2"),
@@ -89,6 +90,9 @@ impl Start {
         let runtime = world.dir().join(name);
         symlink(rt, &runtime)?;
         let shim = world.dir().join(shim);
+        // containerd finds our shim by its name.
+        let dir = world.dir().to_owned();
+        world.prefer_programs_in(&dir);
         symlink(rt.with_file_name("containerd-shim-rt-v2"), &shim)?;
         let image = world.dir().join("image.tar");
         write_image(&image, IMAGE, &["/bin/sh"], world.dir())?;
@@ -120,6 +124,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let has_no_second = cri::reason_not_to_run_second();
+    if let Some(reason) = has_no_second.as_ref().filter(|_| !arguments.list) {
+        println!("skipped: every claim about containerd 2: {reason}");
+    }
     let mut trials = Vec::new();
     for model in [Model::Container, Model::Microvm] {
         let reason = reason_not_to_run(&rt, model).or_else(reason_not_to_run_in_the_lab);
@@ -136,7 +144,15 @@ fn main() -> ExitCode {
         trials.extend(here.trials("containerd", containerd::start, &[containerd::CLAIMS]));
         let claims = [containerd::CLAIMS, shim::CLAIMS];
         trials.extend(here.trials("shim", shim::start, &claims));
-        trials.extend(here.trials("cri", cri::start, &[cri::CLAIMS]));
+        let claims = [cri::CLAIMS, cri::NODE_CLAIMS];
+        trials.extend(here.trials("cri", cri::start, &claims));
+        let here = Here {
+            ignored: here.ignored || has_no_second.is_some(),
+            ..here
+        };
+        trials.extend(here.trials("cri-2", cri::start_second, &claims));
+        let claims = [cri::CLAIMS, sandbox::CLAIMS];
+        trials.extend(here.trials("cri-2-shim", cri::start_without_image, &claims));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
