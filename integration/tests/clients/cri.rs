@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::containerd::{LIMIT, SOCKET, configuration, daemon_of, pids_of};
-use crate::{CONTAINER, Entry, IMAGE, Reason, Start};
+use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
 
 /// The image of a sandbox: it only waits.
 const PAUSE: &str = "localhost/rt-pause:latest";
@@ -35,6 +35,8 @@ pub const CLAIMS: &[Entry<Cri>] = &[
         "a_container_that_cannot_be_is_explained",
         a_container_that_cannot_be_is_explained,
     ),
+    Entry::further("streams_are_followed", BOTH, streams_are_followed),
+    Entry::further("a_port_is_forwarded", CONTAINER, a_port_is_forwarded),
 ];
 
 /// What holds where containerd makes the sandbox. Where the shim does, containerd 2.1 itself panics at such a pod.
@@ -497,5 +499,61 @@ fn a_container_that_cannot_be_is_explained(cri: &Cri) -> Claim {
         "error: {}",
         outcome.stderr
     );
+    pod.remove()
+}
+
+fn streams_are_followed(cri: &Cri) -> Claim {
+    let pod = cri.pod("streams")?;
+    let script = "read line; echo \"got $line\"; echo err >&2; exit 4";
+    let id = pod.run("main", script, &json!({"stdin": true, "stdin_once": true}))?;
+    let exec = |command: &str, more: Value| -> Result<Value, Reason> {
+        let command = ["sh", "-c", command];
+        let mut request =
+            json!({"container_id": id, "cmd": command, "stdin": true, "stdout": true});
+        if let (Some(request), Some(more)) = (request.as_object_mut(), more.as_object()) {
+            request.extend(more.clone());
+        }
+        cri.call("Exec", &request)
+    };
+    let script = "read line; echo \"out $line\"; echo err >&2; exit 3";
+    let came = exec(script, json!({"stderr": true, "input": "in\n"}))?;
+    ensure_eq!(came["stdout"], "out in\n", "stdout of exec");
+    ensure_eq!(came["stderr"], "err\n", "stderr of exec");
+    let status: Value = serde_json::from_str(came["error"].as_str().unwrap_or_default())?;
+    let cause = &status["details"]["causes"][0];
+    ensure_eq!(cause["message"], "3", "exit code of exec: {status}");
+
+    // The size may be told when it runs already.
+    let script = "until stty size | grep '33 101'; do sleep 0.1; done";
+    let size = json!({"Width": 101, "Height": 33});
+    let came = exec(script, json!({"tty": true, "size": size}))?;
+    let shown = came["stdout"].as_str().unwrap_or_default();
+    ensure!(shown.ends_with("33 101\r\n"), "size: {came}");
+
+    let request = json!({
+        "container_id": id, "stdin": true, "stdout": true, "stderr": true, "input": "typed\n",
+    });
+    let came = cri.call("Attach", &request)?;
+    ensure_eq!(came["stdout"], "got typed\n", "stdout of attach");
+    ensure_eq!(came["stderr"], "err\n", "stderr of attach");
+    ensure_eq!(pod.wait_for_end(&id)?["exit_code"], 4, "exit code");
+    pod.remove()
+}
+
+/// containerd connects to the pod's loopback interface on the host, which a machine has not: docs/parity.md.
+fn a_port_is_forwarded(cri: &Cri) -> Claim {
+    let pod = cri.pod("forwarded")?;
+    let script =
+        "mkdir /tmp/web; echo served > /tmp/web/index.html; exec httpd -f -p 80 -h /tmp/web";
+    pod.run("server", script, &json!({}))?;
+    let request = json!({
+        "pod_sandbox_id": pod.id, "port": [80], "input": "GET / HTTP/1.0\r\n\r\n", "until": "served\n",
+    });
+    eventually(LIMIT, || {
+        let came = cri.call("PortForward", &request)?;
+        let page = came["stdin"].as_str().unwrap_or_default();
+        ensure!(page.ends_with("served\n"), "page: {came}");
+        Ok(())
+    })?;
     pod.remove()
 }
