@@ -61,6 +61,8 @@ pub struct Pod {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
     dir: PathBuf,
+    /// The sandbox's root.
+    root: PathBuf,
 }
 
 /// Reads a pod's configuration. A client without Kubernetes gives none.
@@ -80,7 +82,12 @@ impl Files {
     /// Those of the sandbox with this bundle.
     pub fn of(bundle: &Path) -> Self {
         let dir = bundle.join(DIR);
-        Self { dir }
+        // A bundle is in memory; what belongs to it on the disk is where containerd's link leads.
+        let root = match bundle.join("work").canonicalize() {
+            Ok(work) => work.join(DIR),
+            Err(_) => dir.join("root"),
+        };
+        Self { dir, root }
     }
 
     /// Whether they were made.
@@ -88,13 +95,16 @@ impl Files {
         self.dir.exists()
     }
 
-    /// Makes them as `config` says.
-    pub fn make(&self, config: &PodSandboxConfig) -> Result<(), Failure> {
+    /// Makes them as `config` says. `program` is what the sandbox is to execute.
+    ///
+    /// It is copied: a container that shares the pod's pid namespace and may mount can reach it, and must not find the
+    /// node's own file.
+    pub fn make(&self, config: &PodSandboxConfig, program: &Path) -> Result<(), Failure> {
         let resolv_conf = match config.dns_config.as_ref() {
             Some(dns) => Some(resolv_conf(dns)?),
             None => None,
         };
-        self.make_all(config, resolv_conf)
+        self.make_all(config, resolv_conf, program)
             .map_err(Failure::io(format_args!("make {}", self.dir.display())))?;
         let shm = json!({
             "destination": SHM, "type": "tmpfs", "source": "shm",
@@ -103,20 +113,22 @@ impl Files {
         Ok(engine::mount_on_host(0, &mount(shm)?, &self.shm())?)
     }
 
-    fn make_all(&self, config: &PodSandboxConfig, resolv_conf: Option<String>) -> io::Result<()> {
-        let root = self.root();
-        for dir in [
-            &self.dir,
-            &self.shm(),
-            &root,
-            &root.join("dev"),
-            &root.join("proc"),
-        ] {
+    fn make_all(
+        &self,
+        config: &PodSandboxConfig,
+        resolv_conf: Option<String>,
+        program: &Path,
+    ) -> io::Result<()> {
+        let root = &self.root;
+        let (dev, proc) = (root.join("dev"), root.join("proc"));
+        for dir in [&self.dir, &self.shm(), root, &dev, &proc] {
             fs::create_dir(dir)?;
             // Whatever our umask is: the containers' users enter and read.
             fs::set_permissions(dir, PermissionsExt::from_mode(0o755))?;
         }
-        fs::write(root.join(pause::PROGRAM.trim_start_matches('/')), "")?;
+        let pause = root.join(pause::PROGRAM.trim_start_matches('/'));
+        fs::copy(program, &pause)?;
+        fs::set_permissions(&pause, PermissionsExt::from_mode(0o755))?;
         let host = |name: &str| match fs::read(Path::new("/etc").join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             read => read,
@@ -144,17 +156,15 @@ impl Files {
     /// Removes them.
     pub fn remove(&self) -> Result<(), Failure> {
         engine::unmount_on_host(&self.shm())?;
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io(
-                format_args!("remove {}", self.dir.display()),
-            )(error)),
-            _ => Ok(()),
+        for dir in [&self.root, &self.dir] {
+            match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::io(format_args!("remove {}", dir.display()))(error));
+                }
+                _ => {}
+            }
         }
-    }
-
-    /// The sandbox's root.
-    fn root(&self) -> PathBuf {
-        self.dir.join("root")
+        Ok(())
     }
 
     fn shm(&self) -> PathBuf {
@@ -189,14 +199,13 @@ impl Files {
         Ok(mounts)
     }
 
-    /// The configuration of the container that holds the pod's namespaces, which executes `program`. `network` is the
-    /// path of the pod's network namespace; empty for a new one.
+    /// The configuration of the container that holds the pod's namespaces. `network` is the path of the pod's network
+    /// namespace; empty for a new one.
     pub fn sandbox(
         &self,
         id: &str,
         config: &PodSandboxConfig,
         network: &str,
-        program: &Path,
     ) -> Result<Value, Failure> {
         let linux = config.linux.as_ref();
         let options = linux
@@ -215,7 +224,7 @@ impl Files {
         }
         let mut spec = json!({
             "ociVersion": "1.2.0",
-            "root": {"path": self.root(), "readonly": true},
+            "root": {"path": self.root, "readonly": true},
             "process": {
                 "user": {"uid": NOBODY, "gid": NOBODY},
                 "args": [pause::PROGRAM],
@@ -228,7 +237,6 @@ impl Files {
                     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                     "options": ["nosuid", "noexec", "mode=755", "size=64k"],
                 },
-                bind(program, Path::new(pause::PROGRAM), &["ro", "nosuid", "nodev"])?,
             ],
             "annotations": annotations(id, config),
             "linux": {"namespaces": namespaces, "sysctl": sysctls},
@@ -390,7 +398,7 @@ mod tests {
 
     fn sandbox(options: NamespaceOption) -> Result<Value, Failure> {
         let files = Files::of(Path::new("/bundle"));
-        files.sandbox("s1", &config(options), "/netns", Path::new("/shim"))
+        files.sandbox("s1", &config(options), "/netns")
     }
 
     fn kinds(spec: &Value) -> Vec<&str> {

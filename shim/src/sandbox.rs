@@ -59,9 +59,8 @@ impl Service {
         })?;
         let make = || {
             let program = engine::own_path().map_err(Failure::io("find this program"))?;
-            let spec =
-                files.sandbox(&request.sandbox_id, &config, &request.netns_path, &program)?;
-            files.make(&config)?;
+            let spec = files.sandbox(&request.sandbox_id, &config, &request.netns_path)?;
+            files.make(&config, &program)?;
             let path = bundle.join(CONFIG_FILE);
             std::fs::write(&path, spec.to_string())
                 .map_err(Failure::io(format_args!("write {}", path.display())))?;
