@@ -217,40 +217,21 @@ fn of_disks(block: &LinuxBlockIo) -> Vec<Asked> {
                 Value::OfLine(word(), 1 + weight.saturating_sub(10) * 9999 / 990),
             )
     }));
-    for (field, file, key, devices) in [
-        (
-            "throttleReadBpsDevice",
-            "read_bps",
-            "rbps",
-            block.throttle_read_bps_device(),
-        ),
-        (
-            "throttleWriteBpsDevice",
-            "write_bps",
-            "wbps",
-            block.throttle_write_bps_device(),
-        ),
-        (
-            "throttleReadIOPSDevice",
-            "read_iops",
-            "riops",
-            block.throttle_read_iops_device(),
-        ),
-        (
-            "throttleWriteIOPSDevice",
-            "write_iops",
-            "wiops",
-            block.throttle_write_iops_device(),
-        ),
-    ] {
-        for device in devices.iter().flatten().filter(|device| device.rate() > 0) {
+    for engine::cgroup::Throttle {
+        field,
+        v1,
+        v2,
+        devices,
+    } in engine::cgroup::throttles(block)
+    {
+        for device in devices.iter().filter(|device| device.rate() > 0) {
             let number = format!("{}:{}", device.major(), device.minor());
             let rate = device.rate();
             all.push(
                 Asked::new(format!("blockIO.{field}[{number}]"), rate)
-                    .file("io.max", Value::OfKey(number.clone(), key, rate))
+                    .file("io.max", Value::OfKey(number.clone(), v2, rate))
                     .file(
-                        format!("blkio.throttle.{file}_device"),
+                        format!("blkio.throttle.{v1}_device"),
                         Value::OfLine(number, rate),
                     ),
             );

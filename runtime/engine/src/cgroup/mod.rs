@@ -26,8 +26,8 @@ pub(crate) use device_access::allowed_devices;
 pub use devices::{block_device_access, default_devices};
 pub use layout::{Hierarchy, Layout};
 pub use oom::OomWatch;
-pub use resources::cpu_weight;
 pub(crate) use resources::swap_max;
+pub use resources::{Throttle, cpu_weight, throttles};
 pub use stats::{
     Block, BlockCount, Cpu, Cpuset, HugePages, Memory, MemoryUse, Pids, Pressure, Stall, Stats,
     Throttling, memory_bound,

@@ -531,33 +531,48 @@ fn apply_rdma(target: &Target<'_>, device: &str, limits: &LinuxRdma) -> Result<(
     files.put(&field, "rdma.max", &line)
 }
 
-fn apply_block(target: &Target<'_>, block: &LinuxBlockIo) -> Result<()> {
-    let throttles: [(&str, &str, &str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+/// A kind of limit on what goes to and from single disks.
+#[derive(Debug, Clone, Copy)]
+pub struct Throttle<'a> {
+    /// Its name in `linux.resources.blockIO`.
+    pub field: &'static str,
+    /// Its name in version 1's `blkio.throttle.*_device`.
+    pub v1: &'static str,
+    /// Its key in version 2's `io.max`.
+    pub v2: &'static str,
+    /// The disks, with their limits.
+    pub devices: &'a [LinuxThrottleDevice],
+}
+
+/// All kinds of limits on single disks.
+pub fn throttles(block: &LinuxBlockIo) -> [Throttle<'_>; 4] {
+    [
         (
-            "throttleReadBpsDevice",
-            "read_bps",
-            "rbps",
+            ["throttleReadBpsDevice", "read_bps", "rbps"],
             block.throttle_read_bps_device(),
         ),
         (
-            "throttleWriteBpsDevice",
-            "write_bps",
-            "wbps",
+            ["throttleWriteBpsDevice", "write_bps", "wbps"],
             block.throttle_write_bps_device(),
         ),
         (
-            "throttleReadIOPSDevice",
-            "read_iops",
-            "riops",
+            ["throttleReadIOPSDevice", "read_iops", "riops"],
             block.throttle_read_iops_device(),
         ),
         (
-            "throttleWriteIOPSDevice",
-            "write_iops",
-            "wiops",
+            ["throttleWriteIOPSDevice", "write_iops", "wiops"],
             block.throttle_write_iops_device(),
         ),
-    ];
+    ]
+    .map(|([field, v1, v2], devices)| Throttle {
+        field,
+        v1,
+        v2,
+        devices: devices.as_deref().unwrap_or_default(),
+    })
+}
+
+fn apply_block(target: &Target<'_>, block: &LinuxBlockIo) -> Result<()> {
     // 0 means "not given" as Go clients write it.
     let given = |value: Option<u16>| value.filter(|value| *value != 0).map(u64::from);
     let mut weights = vec![(
@@ -586,9 +601,10 @@ fn apply_block(target: &Target<'_>, block: &LinuxBlockIo) -> Result<()> {
             put_leaf_weight(&files, &field, device.as_deref(), *leaf)?;
         }
     }
-    for (name, v1, v2, devices) in throttles {
-        for (index, device) in devices.iter().flatten().enumerate() {
-            let field = format!("blockIO.{name}[{index}]");
+    for throttle in throttles(block) {
+        let Throttle { v1, v2, .. } = throttle;
+        for (index, device) in throttle.devices.iter().enumerate() {
+            let field = format!("blockIO.{}[{index}]", throttle.field);
             let files = target.files("blkio", &field)?;
             let number = format!("{}:{}", device.major(), device.minor());
             let rate = device.rate();
