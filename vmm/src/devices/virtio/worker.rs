@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use thiserror::Error;
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::VirtQueue;
@@ -256,6 +257,18 @@ impl<M: From<Control>> Drop for Worker<M> {
         {
             tracing::error!("a device thread panicked");
         }
+    }
+}
+
+/// Waits up to `timeout` milliseconds for events (-1: until there is one); how many there are. A signal is none.
+pub(super) fn wait_for_events(
+    epoll: &Epoll,
+    timeout: i32,
+    events: &mut [EpollEvent],
+) -> io::Result<usize> {
+    match epoll.wait(timeout, events) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        waited => waited,
     }
 }
 

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disk::Disk;
 use super::transfers::{DEPTH, Transfers};
 use crate::devices::virtio::VirtQueue;
-use crate::devices::virtio::worker::{Control, Mailbox, new_event};
+use crate::devices::virtio::worker::{Control, Mailbox, new_event, wait_for_events};
 
 const MAILBOX: u64 = 0;
 const QUEUE: u64 = 1;
@@ -81,11 +81,7 @@ impl Server {
     /// Waits up to `timeout` milliseconds for events (-1: until there is one) and serves them.
     pub(super) fn turn(&mut self, mailbox: &Mailbox<Message>, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 3];
-        let count = match self.epoll.wait(timeout, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
+        let count = wait_for_events(&self.epoll, timeout, &mut events)?;
         for event in &events[..count] {
             // Not ready only means that the event was read before.
             match event.data() {

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::tap::{HEADER_SIZE, Offloads, Tap};
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
-use crate::devices::virtio::worker::{Control, Mailbox};
+use crate::devices::virtio::worker::{Control, Mailbox, wait_for_events};
 use crate::memory::GuestRam;
 
 const MAILBOX: u64 = 0;
@@ -135,11 +135,7 @@ impl Pump {
     /// Waits up to `timeout` milliseconds for events (-1: until there is one) and serves them.
     pub(super) fn turn(&mut self, mailbox: &Mailbox<Message>, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 4];
-        let count = match self.epoll.wait(timeout, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
+        let count = wait_for_events(&self.epoll, timeout, &mut events)?;
         for event in &events[..count] {
             match event.data() {
                 MAILBOX => self.read_mailbox(mailbox)?,

@@ -21,7 +21,7 @@ use super::listener::Listeners;
 use super::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
-use crate::devices::virtio::worker::{Control, Mailbox};
+use crate::devices::virtio::worker::{Control, Mailbox, wait_for_events};
 
 /// The most connections, in whatever state; further ones are refused.
 const MAX_CONNECTIONS: usize = 1024;
@@ -151,11 +151,7 @@ impl Muxer {
     pub fn turn(&mut self, mailbox: &Mailbox<Message>, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 64];
         let timeout = if self.again { 0 } else { timeout };
-        let count = match self.epoll.wait(timeout, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
+        let count = wait_for_events(&self.epoll, timeout, &mut events)?;
         for event in &events[..count] {
             match event.data() {
                 MAILBOX => self.read_mailbox(mailbox),
