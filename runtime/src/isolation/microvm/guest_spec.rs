@@ -136,8 +136,10 @@ pub fn rewrite(
     if let Some(root) = spec.root_mut() {
         root.set_path(shares.join(ROOTFS_TAG).join(id.as_str()));
     }
+    let mut disks = Disks::of_nodes(&spec)?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for (index, mount) in mounts.iter_mut().enumerate() {
+        disks.take_source(index, mount)?;
         share_bind_source(bundle.dir(), index, mount, &mut volumes)?;
     }
     spec.set_mounts(Some(mounts));
@@ -145,12 +147,11 @@ pub fn rewrite(
     if let Some(process) = spec.process_mut() {
         remove_labels(process);
     }
-    let disks = disks(&mut spec, pod)?;
     let network = rewrite_linux(&mut spec, id, pod)?;
     Ok(GuestSpec {
         spec,
         volumes: volumes.all,
-        disks,
+        disks: disks.into_all(pod)?,
         network,
     })
 }
@@ -168,10 +169,7 @@ fn share_bind_source(
     mount: &mut Mount,
     volumes: &mut Volumes,
 ) -> Result<(), GuestSpecError> {
-    let options = mount.options().clone().unwrap_or_default();
-    let has = |name: &str| options.iter().any(|option| option == name);
-    let recursive = has("rbind");
-    if !(recursive || has("bind") || mount.typ().as_deref() == Some("bind")) {
+    if !is_bind(mount) {
         return Ok(());
     }
     let at = || format!("mounts[{index}].source");
@@ -197,57 +195,32 @@ fn share_bind_source(
     {
         return Err(impossible(at(), "reach a Unix socket of the host"));
     }
-    let read_only = has("ro") || has("rro");
-    mount.set_source(Some(volumes.add(Volume {
+    let volume = Volume {
         source: resolved,
-        recursive,
-        read_only,
-    })));
+        recursive: has_option(mount, "rbind"),
+        read_only: has_option(mount, "ro") || has_option(mount, "rro"),
+    };
+    mount.set_source(Some(volumes.add(volume)));
     Ok(())
+}
+
+fn has_option(mount: &Mount, name: &str) -> bool {
+    mount
+        .options()
+        .iter()
+        .flatten()
+        .any(|option| option == name)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    has_option(mount, "rbind")
+        || has_option(mount, "bind")
+        || mount.typ().as_deref() == Some("bind")
 }
 
 /// The serial number by which the guest finds the disk with this index.
 pub fn serial(disk: usize) -> String {
     format!("disk{disk}")
-}
-
-/// The block devices that the bundle has nodes for and may use, and those that it mounts; the sources of such mounts
-/// become the disks' places in the guest.
-fn disks(spec: &mut Spec, pod: Option<PodInit>) -> Result<Vec<Disk>, GuestSpecError> {
-    let mut disks = Disks::default();
-    if let Some(linux) = spec.linux() {
-        let resources = linux.resources().as_ref();
-        disks.rules = resources.and_then(|resources| resources.devices().clone());
-        for (index, node) in linux.devices().iter().flatten().enumerate() {
-            if node.typ() == LinuxDeviceType::B {
-                let numbers = (number(node.major()), number(node.minor()));
-                disks.add_node(&format!("linux.devices[{index}]"), numbers)?;
-            }
-        }
-    }
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
-    for (index, mount) in mounts.iter_mut().enumerate() {
-        if let Some(source) = mount.source()
-            && source.is_absolute()
-            && let Ok(metadata) = source.metadata()
-            && metadata.file_type().is_block_device()
-        {
-            let device = metadata.rdev();
-            let numbers = (libc::major(device), libc::minor(device));
-            let options = mount.options().iter().flatten();
-            let read_only = options.into_iter().any(|option| option == "ro");
-            let disk = disks.add(&format!("mounts[{index}].source"), numbers, read_only)?;
-            mount.set_source(Some(Path::new(DISKS_DIR).join(serial(disk))));
-        }
-    }
-    spec.set_mounts(Some(mounts));
-    if pod.is_some()
-        && let Some((at, _)) = disks.found.first()
-    {
-        let what = "take a disk into its pod's machine, which runs already";
-        return Err(impossible(at.clone(), what));
-    }
-    Ok(disks.found.into_iter().map(|(_, disk)| disk).collect())
 }
 
 fn number(number: i64) -> u32 {
@@ -264,6 +237,51 @@ struct Disks {
 }
 
 impl Disks {
+    /// The block devices that the configuration has nodes for and may use.
+    fn of_nodes(spec: &Spec) -> Result<Self, GuestSpecError> {
+        let mut disks = Self::default();
+        let Some(linux) = spec.linux() else {
+            return Ok(disks);
+        };
+        let resources = linux.resources().as_ref();
+        disks.rules = resources.and_then(|resources| resources.devices().clone());
+        for (index, node) in linux.devices().iter().flatten().enumerate() {
+            if node.typ() == LinuxDeviceType::B {
+                let numbers = (number(node.major()), number(node.minor()));
+                disks.add_node(&format!("linux.devices[{index}]"), numbers)?;
+            }
+        }
+        Ok(disks)
+    }
+
+    /// Adds the block device that a file system is mounted from, whose place in the guest becomes the source.
+    fn take_source(&mut self, index: usize, mount: &mut Mount) -> Result<(), GuestSpecError> {
+        if !is_bind(mount)
+            && let Some(source) = mount.source()
+            && source.is_absolute()
+            && let Ok(metadata) = source.metadata()
+            && metadata.file_type().is_block_device()
+        {
+            let device = metadata.rdev();
+            let numbers = (libc::major(device), libc::minor(device));
+            let read_only = has_option(mount, "ro");
+            let disk = self.add(&format!("mounts[{index}].source"), numbers, read_only)?;
+            mount.set_source(Some(Path::new(DISKS_DIR).join(serial(disk))));
+        }
+        Ok(())
+    }
+
+    /// All that were found, for a machine of its own; that of a `pod` gets no further one.
+    fn into_all(self, pod: Option<PodInit>) -> Result<Vec<Disk>, GuestSpecError> {
+        if pod.is_some()
+            && let Some((at, _)) = self.found.first()
+        {
+            let what = "take a disk into its pod's machine, which runs already";
+            return Err(impossible(at.clone(), what));
+        }
+        Ok(self.found.into_iter().map(|(_, disk)| disk).collect())
+    }
+
     /// Adds the block device that there is a node for, if the container may read or write it and it is there: without,
     /// the node is as dead in the guest as it would be on the host.
     fn add_node(&mut self, at: &str, numbers: (u32, u32)) -> Result<(), GuestSpecError> {
