@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use integration::{Bundle, Claim, Fixture, ensure, ensure_eq};
@@ -196,7 +196,12 @@ fn a_file_system_on_a_block_device_is_mounted(fixture: &Fixture) -> Claim {
         bundle.spec["linux"]["resources"]["devices"] = rule(disk.numbers()?, "rw");
         bundle.mount(json!({"destination": "/data", "type": "ext4", "source": disk.node, "options": options}));
         bundle.script(script);
-        Ok(fixture.run(&bundle)?)
+        let outcome = fixture.run(&bundle)?;
+        ensure!(
+            !fs::exists(bundle.in_rootfs("data/file"))?,
+            "the file is in the bundle"
+        );
+        Ok(outcome)
     };
     run("echo kept > /data/file; stat -f -c %T /data", &[])?.expect(
         "writing",
@@ -210,13 +215,7 @@ fn a_file_system_on_a_block_device_is_mounted(fixture: &Fixture) -> Claim {
         "kept\n",
         "touch: /data/other: Read-only file system\n",
         1,
-    )?;
-    // Nothing of it is in the root.
-    ensure!(
-        !fs::exists(Path::new(&fixture.bundle()?.in_rootfs("data/file")))?,
-        "the file is in the bundle"
-    );
-    Ok(())
+    )
 }
 
 fn a_block_device_that_the_host_has_not_is_only_a_node(fixture: &Fixture) -> Claim {
