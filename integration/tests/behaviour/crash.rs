@@ -19,6 +19,8 @@ use crate::Entry;
 pub const CLAIMS: &[Entry] = &[
     ("create_is_safe_at_every_step", create_is_safe_at_every_step),
     ("start_is_safe_at_every_step", start_is_safe_at_every_step),
+    ("pause_is_safe_at_every_step", pause_is_safe_at_every_step),
+    ("resume_is_safe_at_every_step", resume_is_safe_at_every_step),
     ("exec_is_safe_at_every_step", exec_is_safe_at_every_step),
     ("delete_is_safe_at_every_step", delete_is_safe_at_every_step),
     (
@@ -46,6 +48,7 @@ struct Walk<'a> {
     id: String,
     before: Snapshot,
     runs: Cell<u32>,
+    lasts: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -59,6 +62,7 @@ impl<'a> Walk<'a> {
             id: fixture.id("crash"),
             before: Snapshot::take(&fixture.dir().to_string_lossy()),
             runs: Cell::new(0),
+            lasts: script == FOR_EVER,
             fixture,
         })
     }
@@ -179,6 +183,10 @@ impl<'a> Walk<'a> {
                 ensure!(is_alive(pid), "running, but process {pid} is not alive");
                 self.workload_runs()
             }
+            Some("paused") => {
+                self.must(self.rt(&["resume", &self.id])?)?;
+                self.workload_runs()
+            }
             // Whoever was made by a creator that is gone ends by itself.
             Some("stopped") => {
                 ensure_eq!(pid, 0, "pid of a stopped container");
@@ -188,7 +196,11 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// It writes its mark, and if it is to last, goes on to.
     fn workload_runs(&self) -> Claim {
+        if self.lasts {
+            let _ = fs::remove_file(self.mark());
+        }
         eventually(END_LIMIT, || {
             ensure!(self.mark().exists(), "the workload does not run");
             Ok(())
@@ -237,7 +249,8 @@ fn is_alive(pid: i64) -> bool {
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-const FOR_EVER: &str = "while true; do sleep 1; done";
+/// Writes [`MARK`] again and again.
+const FOR_EVER: &str = "while true; do echo > /tmp/ran; sleep 0.2; done";
 
 fn create_is_safe_at_every_step(fixture: &Fixture) -> Claim {
     Walk::new(fixture, FOR_EVER)?.walk(|_| Ok(()), |walk| walk.make(&["create"]))
@@ -247,6 +260,26 @@ fn start_is_safe_at_every_step(fixture: &Fixture) -> Claim {
     Walk::new(fixture, FOR_EVER)?.walk(
         |walk| walk.must(walk.make(&["create"])?),
         |walk| walk.rt(&["start", &walk.id]),
+    )
+}
+
+fn pause_is_safe_at_every_step(fixture: &Fixture) -> Claim {
+    Walk::new(fixture, FOR_EVER)?.walk(
+        |walk| {
+            walk.must(walk.make(&["run", "--detach"])?)?;
+            walk.workload_runs()
+        },
+        |walk| walk.rt(&["pause", &walk.id]),
+    )
+}
+
+fn resume_is_safe_at_every_step(fixture: &Fixture) -> Claim {
+    Walk::new(fixture, FOR_EVER)?.walk(
+        |walk| {
+            walk.must(walk.make(&["run", "--detach"])?)?;
+            walk.must(walk.rt(&["pause", &walk.id])?)
+        },
+        |walk| walk.rt(&["resume", &walk.id]),
     )
 }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::bundle;
 use crate::process::PidFd;
 use crate::signal::Signal;
-use crate::state::SAVED_CONFIG;
+use crate::state::{SAVED_CONFIG, Status};
 
 /// The engine's directory in a container's.
 const ENGINE_DIR: &str = "engine";
@@ -143,10 +143,15 @@ impl Isolation for ContainerModel {
         engine_of(container).start().map_err(IsolationError::failed)
     }
 
-    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError> {
-        engine_of(container)
+    fn status(&self, container: &Target<'_>) -> Result<Status, IsolationError> {
+        let has_started = engine_of(container)
             .has_started()
-            .map_err(IsolationError::failed)
+            .map_err(IsolationError::failed)?;
+        Ok(match has_started {
+            false => Status::Created,
+            true if cgroup_of(container)?.is_frozen() => Status::Paused,
+            true => Status::Running,
+        })
     }
 
     fn kill(

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::id::ContainerId;
 use crate::process::ProcessId;
 use crate::signal::Signal;
+use crate::state::Status;
 
 pub use container::ContainerModel;
 
@@ -346,11 +347,12 @@ pub trait Isolation: Sync {
     /// The workload could not be started.
     fn start(&self, container: &Target<'_>) -> Result<(), IsolationError>;
 
-    /// Whether the init process has been let go by [`Isolation::start`]. Asked when a `start` is under way or was cut off.
+    /// Whether the init process waits, runs or is paused. Asked while `start`, `pause` or `resume` is under way, or after
+    /// one that was cut off.
     ///
     /// # Errors
     /// It could not be found out.
-    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError>;
+    fn status(&self, container: &Target<'_>) -> Result<Status, IsolationError>;
 
     /// Sends `signal` to the workload's first process, or with `all` to every process of the container.
     ///

@@ -15,7 +15,7 @@ impl Lifecycle {
     /// It does not run, or its model cannot do it. The container goes on.
     pub fn checkpoint(&self, id: &ContainerId, images: &Images) -> Result<(), Error> {
         let container = self.store.lock(id)?;
-        if container.record().status() != Status::Running {
+        if self.status(&container) != Status::Running {
             return Err(Error::Status {
                 problem: "container not running",
                 id: id.clone(),

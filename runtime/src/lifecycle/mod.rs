@@ -36,7 +36,7 @@ pub use foreground::{Exit, Foreground, console_size};
 use crate::bundle;
 use crate::config::Config;
 use crate::id::ContainerId;
-use crate::isolation::{IsolationError, Model, Target};
+use crate::isolation::{Isolation, IsolationError, Model, Target};
 use crate::process::ProcessId;
 use crate::signal::Signal;
 use crate::state::{LockedContainer, Phase, Record, SAVED_CONFIG, StateError, Status, Store};
@@ -190,31 +190,41 @@ impl Lifecycle {
         Ok(self.settle(self.store.load(id)?))
     }
 
-    /// Locks a container. A `start` that was cut off is then settled in its record too.
-    fn lock(&self, id: &ContainerId) -> Result<LockedContainer, Error> {
-        let mut container = self.store.lock(id)?;
-        if container.record().phase == Phase::Starting {
-            let phase = self.settle(container.record().clone()).phase;
-            container.update(|record| record.phase = phase)?;
-        }
-        Ok(container)
-    }
-
-    /// While a `start` is under way, and after one that was cut off, the model knows whether the workload runs.
+    /// While the status is being changed, and after a change that was cut off, the model knows it.
     fn settle(&self, mut record: Record) -> Record {
-        if record.phase == Phase::Starting {
+        if record.phase == Phase::Changing {
             let dir = self.store.dir(&record.id);
-            let started = record
-                .isolation
-                .isolation()
-                .has_started(&self.target(&record, &dir));
-            // Who cannot be asked does not wait for a start.
-            record.phase = match started {
-                Ok(false) => Phase::Created,
-                Ok(true) | Err(_) => Phase::Running,
+            let isolation = record.isolation.isolation();
+            record.phase = match isolation.status(&self.target(&record, &dir)) {
+                Ok(Status::Created) => Phase::Created,
+                Ok(Status::Paused) => Phase::Paused,
+                // Who cannot be asked waits for nobody.
+                Ok(_) | Err(_) => Phase::Running,
             };
         }
         record
+    }
+
+    /// What is true of a container whose lock we hold. Not to be written down if the model was asked: a workload that has
+    /// been told to start, by a command that was cut off, begins when it will.
+    fn status(&self, container: &LockedContainer) -> Status {
+        self.settle(container.record().clone()).status()
+    }
+
+    /// Has the model change the status; `phase` comes of it. As long as that is open, the record says so.
+    fn change(
+        &self,
+        container: &mut LockedContainer,
+        phase: Phase,
+        change: impl FnOnce(&dyn Isolation, &Target<'_>) -> Result<(), IsolationError>,
+    ) -> Result<(), Error> {
+        container.update(|record| record.phase = Phase::Changing)?;
+        fault::point("change.announced");
+        let record = container.record();
+        let target = self.target(record, container.dir());
+        change(record.isolation.isolation(), &target)?;
+        fault::point("change.model-done");
+        Ok(container.update(|record| record.phase = phase)?)
     }
 
     fn target<'a>(&'a self, record: &'a Record, dir: &'a Path) -> Target<'a> {
@@ -235,32 +245,24 @@ impl Lifecycle {
     /// # Errors
     /// It is not in the state `created`, or could not be started, or a poststart hook failed: then it has been killed.
     pub fn start(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.lock(id)?;
-        let record = container.record();
-        let problem = match record.status() {
-            Status::Created => None,
-            _ if record.phase == Phase::Creating => {
-                Some("cannot start a container whose creation was cut off: delete it")
-            }
-            Status::Running | Status::Paused => Some("cannot start an already running container"),
-            Status::Creating | Status::Stopped => Some("cannot start a container that has stopped"),
-        };
-        if let Some(problem) = problem {
+        let mut container = self.store.lock(id)?;
+        let status = self.status(&container);
+        if !status.may_be_started() {
+            let problem = match status {
+                _ if container.record().phase == Phase::Creating => {
+                    "cannot start a container whose creation was cut off: delete it"
+                }
+                Status::Running | Status::Paused => "cannot start an already running container",
+                _ => "cannot start a container that has stopped",
+            };
             return Err(Error::Status {
                 problem,
                 id: id.clone(),
             });
         }
-        let isolation = container.record().isolation.isolation();
-        // While nobody can know from the record whether the workload runs, it says so.
-        container.update(|record| record.phase = Phase::Starting)?;
-        fault::point("start.announced");
-        if let Err(error) = isolation.start(&self.target(container.record(), container.dir())) {
-            container.update(|record| record.phase = Phase::Created)?;
-            return Err(error.into());
-        }
-        fault::point("start.model-done");
-        container.update(|record| record.phase = Phase::Running)?;
+        self.change(&mut container, Phase::Running, |isolation, target| {
+            isolation.start(target)
+        })?;
         let hooks = saved_hooks(&container)?;
         let poststart = hooks.as_ref().and_then(|hooks| hooks.poststart().as_ref());
         if let Err(error) = run_hooks(
@@ -269,11 +271,9 @@ impl Lifecycle {
             container.record(),
             Status::Running,
         ) {
-            let _ = isolation.kill(
-                &self.target(container.record(), container.dir()),
-                Signal::KILL,
-                true,
-            );
+            let target = self.target(container.record(), container.dir());
+            let isolation = container.record().isolation.isolation();
+            let _ = isolation.kill(&target, Signal::KILL, true);
             return Err(error);
         }
         Ok(())
@@ -286,7 +286,7 @@ impl Lifecycle {
     pub fn kill(&self, id: &ContainerId, signal: Signal, all: bool) -> Result<(), Error> {
         // Without the lock, so that a hook or another `start` that hangs can be ended.
         let record = self.load(id)?;
-        if record.status() == Status::Stopped && !all {
+        if !record.status().may_be_killed() && !all {
             return Err(Error::Status {
                 problem: "container not running",
                 id: id.clone(),
@@ -305,20 +305,20 @@ impl Lifecycle {
     /// # Errors
     /// It lives and `force` is not given, or something could not be removed; then it may be tried again.
     pub fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
-        let mut container = match self.lock(id) {
-            Err(Error::State(StateError::NotFound { .. })) if force => {
+        let mut container = match self.store.lock(id) {
+            Err(StateError::NotFound { .. }) if force => {
                 // Perhaps of a `create` or a `delete` that was cut off.
                 self.store.sweep();
                 return Ok(());
             }
-            Err(Error::State(error)) if force && error.is_junk() => {
+            Err(error) if force && error.is_junk() => {
                 tracing::warn!("{error}: removing the directory only");
                 return Ok(self.store.discard(id)?);
             }
             container => container?,
         };
-        let status = container.record().status();
-        if !force && matches!(status, Status::Creating | Status::Running | Status::Paused) {
+        let status = self.status(&container);
+        if !force && !status.may_be_deleted() {
             return Err(Error::NotStopped {
                 id: id.clone(),
                 status: status.name(),
@@ -385,19 +385,16 @@ impl Lifecycle {
     /// # Errors
     /// It does not run, or could not be paused.
     pub fn pause(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.lock(id)?;
-        if container.record().status() != Status::Running {
+        let mut container = self.store.lock(id)?;
+        if !self.status(&container).may_be_paused() {
             return Err(Error::Status {
                 problem: "container not running",
                 id: id.clone(),
             });
         }
-        container
-            .record()
-            .isolation
-            .isolation()
-            .pause(&self.target(container.record(), container.dir()))?;
-        Ok(container.update(|record| record.phase = Phase::Paused)?)
+        self.change(&mut container, Phase::Paused, |isolation, target| {
+            isolation.pause(target)
+        })
     }
 
     /// Lets a paused container go on.
@@ -405,19 +402,16 @@ impl Lifecycle {
     /// # Errors
     /// It is not paused, or could not be resumed.
     pub fn resume(&self, id: &ContainerId) -> Result<(), Error> {
-        let mut container = self.lock(id)?;
-        if container.record().status() != Status::Paused {
+        let mut container = self.store.lock(id)?;
+        if !self.status(&container).may_be_resumed() {
             return Err(Error::Status {
                 problem: "container not paused",
                 id: id.clone(),
             });
         }
-        container
-            .record()
-            .isolation
-            .isolation()
-            .resume(&self.target(container.record(), container.dir()))?;
-        Ok(container.update(|record| record.phase = Phase::Running)?)
+        self.change(&mut container, Phase::Running, |isolation, target| {
+            isolation.resume(target)
+        })
     }
 
     /// A container's processes. Their pids are the host's for the container model, the guest's for a microVM.

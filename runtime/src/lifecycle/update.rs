@@ -19,7 +19,7 @@ impl Lifecycle {
     /// # Errors
     /// It does not live, or a limit could not be set.
     pub fn update(&self, id: &ContainerId, changes: &LinuxResources) -> Result<(), Error> {
-        let container = self.lock(id)?;
+        let container = self.store.lock(id)?;
         if container.record().live_pid().is_none() {
             return Err(Error::Status {
                 problem: "container not running",

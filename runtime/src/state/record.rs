@@ -16,21 +16,32 @@ use crate::process::ProcessId;
 pub const RECORD_VERSION: u32 = 1;
 
 /// How far the lifecycle came, as it was written down. See [`Status`] for what is true now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// `create` has begun; anything may exist.
     Creating,
     /// `create` is done.
     Created,
-    /// `start` has begun: the workload may run or not. The isolation model knows.
-    Starting,
+    /// `start`, `pause` or `resume` has begun. What has come of it the isolation model knows.
+    Changing,
     /// The workload runs.
     Running,
     /// `pause` has stopped the processes.
     Paused,
-    /// The container ended or could not be made, and `delete` may go on.
-    Stopped,
+}
+
+impl Phase {
+    /// What is true now, by whether who creates the container and its init process live.
+    pub fn status(self, creator_lives: bool, process_lives: bool) -> Status {
+        match self {
+            Self::Creating if creator_lives => Status::Creating,
+            Self::Created if process_lives => Status::Created,
+            Self::Changing | Self::Running if process_lives => Status::Running,
+            Self::Paused if process_lives => Status::Paused,
+            _ => Status::Stopped,
+        }
+    }
 }
 
 /// The status that the `state` command tells (OCI runtime specification, "State"; `paused` is runc's).
@@ -53,6 +64,31 @@ impl Status {
     /// Whether there are processes, which use something and can be asked for.
     pub fn lives(self) -> bool {
         matches!(self, Self::Created | Self::Running | Self::Paused)
+    }
+
+    /// Whether `start` may go on.
+    pub fn may_be_started(self) -> bool {
+        self == Self::Created
+    }
+
+    /// Whether `pause` may go on.
+    pub fn may_be_paused(self) -> bool {
+        self == Self::Running
+    }
+
+    /// Whether `resume` may go on.
+    pub fn may_be_resumed(self) -> bool {
+        self == Self::Paused
+    }
+
+    /// Whether there is somebody for `kill`.
+    pub fn may_be_killed(self) -> bool {
+        self != Self::Stopped
+    }
+
+    /// Whether `delete` may go on without force.
+    pub fn may_be_deleted(self) -> bool {
+        matches!(self, Self::Created | Self::Stopped)
     }
 
     /// As the `state` command spells it.
@@ -108,13 +144,10 @@ pub struct Record {
 impl Record {
     /// What is true now: what was written, and whether the init process lives.
     pub fn status(&self) -> Status {
-        let alive = |process: Option<ProcessId>| process.is_some_and(ProcessId::is_alive);
+        let lives = |process: Option<ProcessId>| process.is_some_and(ProcessId::is_alive);
         match self.phase {
-            Phase::Creating if alive(self.creator) => Status::Creating,
-            Phase::Created if alive(self.process) => Status::Created,
-            Phase::Starting | Phase::Running if alive(self.process) => Status::Running,
-            Phase::Paused if alive(self.process) => Status::Paused,
-            _ => Status::Stopped,
+            Phase::Creating => self.phase.status(lives(self.creator), false),
+            phase => phase.status(false, lives(self.process)),
         }
     }
 

@@ -62,6 +62,7 @@ use crate::guest::{Guest, Store};
 use crate::id::ContainerId;
 use crate::process::PidFd;
 use crate::signal::Signal;
+use crate::state::Status;
 
 pub use vmm_process::{is_vmm, main};
 
@@ -217,9 +218,14 @@ impl Isolation for MicrovmModel {
         Ok(())
     }
 
-    fn has_started(&self, container: &Target<'_>) -> Result<bool, IsolationError> {
+    fn status(&self, container: &Target<'_>) -> Result<Status, IsolationError> {
         // A guest that lies about its own workload deceives nobody but its owner.
-        Ok(call::<State>(container, &name(container))?.status != "created")
+        let state = call::<State>(container, &name(container))?;
+        Ok(match state.status.as_str() {
+            "created" => Status::Created,
+            "paused" => Status::Paused,
+            _ => Status::Running,
+        })
     }
 
     fn kill(
