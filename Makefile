@@ -18,15 +18,22 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test test-crash test-clients test-load fuzz build install guest lab setup bundles
+.PHONY: run test test-programs test-crash test-clients test-load fuzz build install guest lab setup bundles
 
-run: build guest bundles
+# The kernel is built while cargo links, which leaves processors idle.
+run: setup
+	@$(MAKE) --no-print-directory -j2 build guest bundles
 	@$(here)/integration/run-samples $(release)/rt
 
-test: setup guest
+test: setup
 	@$(here)/integration/setup clients
 	@$(here)/integration/fetch-containerd || true
+	@$(MAKE) --no-print-directory -j2 test-programs guest
 	@cd $(here) && integration/run-tests
+
+# The behaviour tests run the rt and rt-agent that are built beside them.
+test-programs: setup
+	cd $(here) && $(CARGO) build --workspace && $(CARGO) test --workspace --no-run
 
 test-crash: export RT_TEST_CRASH = yes
 test-crash: test
