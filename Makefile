@@ -8,6 +8,7 @@
 #   make fuzz SECONDS=60    hostile bytes for every parser, so long for each target (28800: overnight)
 #   make build              rt, its agent and the containerd shim, optimised
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
+#   make image              the image rt-node, by which a DaemonSet installs all that on a cluster's nodes
 #   make guest              build the guest kernel and install it under /var/lib/rt/guests
 #   make lab CMD='…'        a command in a virtual machine that has KVM, whatever this one has
 #   make setup              install the Debian packages that are missing (`make test` adds podman and docker)
@@ -18,7 +19,7 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test test-programs test-crash test-clients test-load fuzz build install guest lab setup bundles
+.PHONY: run test test-programs test-crash test-clients test-load fuzz build install image guest lab setup bundles
 
 # The kernel is built while cargo links, which leaves processors idle.
 run: setup
@@ -56,6 +57,15 @@ install: build
 	install $(release)/rt $(release)/rt-agent $(release)/containerd-shim-rt-v2 $(DESTDIR)$(PREFIX)/bin/
 	ln -sf rt $(DESTDIR)$(PREFIX)/bin/rt-microvm
 	ln -sf containerd-shim-rt-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-rt-microvm-v2
+
+# By podman, or by docker with BUILDER=docker.
+BUILDER ?= podman
+image: build guest
+	rm -rf $(here)/target/image
+	$(MAKE) --no-print-directory install DESTDIR=$(here)/target/image PREFIX=/usr/local
+	install -d $(here)/target/image/var/lib/rt/guests
+	cp -r /var/lib/rt/guests/rt-6.12 $(here)/target/image/var/lib/rt/guests/
+	$(BUILDER) build --tag rt-node --file $(here)/shim/kubernetes/Containerfile $(here)/target/image
 
 guest: setup
 	@$(here)/vmm/kernel/build

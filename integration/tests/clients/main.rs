@@ -11,6 +11,7 @@ mod containerd;
 mod cri;
 mod docker;
 mod engine;
+mod node;
 mod podman;
 mod sandbox;
 mod shim;
@@ -142,6 +143,7 @@ fn main() -> ExitCode {
         trials.extend(here.trials("podman", podman::start, &[engine::CLAIMS, podman::CLAIMS]));
         trials.extend(here.trials("docker", docker::start, &[engine::CLAIMS, docker::CLAIMS]));
         trials.extend(here.trials("containerd", containerd::start, &[containerd::CLAIMS]));
+        trials.extend(here.trials("node", node::start, &[node::CLAIMS]));
         let claims = [containerd::CLAIMS, shim::CLAIMS];
         trials.extend(here.trials("shim", shim::start, &claims));
         let claims = [cri::CLAIMS, cri::NODE_CLAIMS];

@@ -18,4 +18,4 @@ mod store;
 pub use error::Error;
 pub use import::{Import, Imported};
 pub use record::{Kind, Record};
-pub use store::{DEFAULT_ROOT, Guest, Listed, Store};
+pub use store::{DEFAULT_ROOT, Guest, Listed, RECORD as RECORD_FILE, Store};

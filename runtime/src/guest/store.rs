@@ -14,7 +14,8 @@ const ROOT_VARIABLE: &str = "RT_GUEST_DIR";
 
 pub(super) const KERNEL: &str = "vmlinux";
 pub(super) const MODULES: &str = "modules.cpio";
-pub(super) const RECORD: &str = "guest.json";
+/// What a guest is: its directory is one when this is there.
+pub const RECORD: &str = "guest.json";
 /// Directories of this prefix are unfinished; a name cannot begin so.
 pub(super) const UNFINISHED: &str = ".new-";
 

@@ -1,32 +1,22 @@
-//! `rt install`: makes the shim known to containerd, as runtime handlers for Kubernetes' runtime classes.
+//! `rt install containerd`: makes the shim known to containerd, as runtime handlers for Kubernetes' runtime classes.
 //!
-//! containerd's own configuration stays as it is: the handlers come as a file of their own, which it imports. A file that
-//! is imported replaces the settings of a plugin as a whole, so this one repeats those that containerd has for its CRI
-//! plugin now; after a change of those it is to be written again.
+//! The handlers come as a file of their own, which containerd's configuration imports; nothing else of that is changed. A
+//! file that is imported replaces the settings of a plugin as a whole, so this one repeats those that containerd has for
+//! its CRI plugin now; after a change of those it is to be written again.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use super::{InstallError, replace};
 
 /// The file's name in the directory that containerd imports.
 const FILE: &str = "rt.toml";
 
-/// Make the shim known to containerd
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    client: Client,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Client {
-    Containerd(Containerd),
-}
-
 /// Write a drop-in file with the runtime handlers rt and rt-microvm
 #[derive(Debug, clap::Args)]
-struct Containerd {
+pub(super) struct Containerd {
     /// Directory of drop-in files
     #[arg(long, value_name = "DIR", default_value = "/etc/containerd/conf.d")]
     dir: PathBuf,
@@ -37,17 +27,23 @@ struct Containerd {
         default_value = "/etc/containerd/config.toml"
     )]
     config: PathBuf,
+    /// Have containerd's own configuration import that directory, if it does not
+    #[arg(long)]
+    import: bool,
     /// Who makes a pod's sandbox: containerd from its pause image, or (containerd 2) the shim, without an image
     #[arg(long, value_enum, default_value_t)]
     sandboxer: Sandboxer,
     /// Print what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Where containerd and the shim are looked for
+    #[arg(skip = std::env::var("PATH").unwrap_or_default())]
+    path: String,
 }
 
 /// Who makes the sandbox of a pod.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Sandboxer {
+pub(super) enum Sandboxer {
     #[default]
     Podsandbox,
     Shim,
@@ -63,46 +59,24 @@ impl Sandboxer {
     }
 }
 
-/// Why it could not be installed.
-#[derive(Debug, thiserror::Error)]
-pub enum InstallError {
-    /// containerd does not say what its settings are.
-    #[error("cannot get containerd's settings by `containerd --config {} config dump`: {reason}", config.display())]
-    Settings {
-        /// Its configuration.
-        config: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
-    /// A file operation failed.
-    #[error("{operation} {}", path.display())]
-    File {
-        /// As a verb.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The output could not be written.
-    #[error("write the output")]
-    Output(#[from] io::Error),
-}
+impl Containerd {
+    /// What a node gets whose containerd is configured as its package has it.
+    pub(super) fn of_node(sandboxer: Sandboxer, path: &str) -> Self {
+        Self {
+            dir: "/etc/containerd/conf.d".into(),
+            config: "/etc/containerd/config.toml".into(),
+            import: true,
+            sandboxer,
+            dry_run: false,
+            path: path.to_owned(),
+        }
+    }
 
-impl Args {
-    /// Installs, and says what was done and what is left to do.
+    /// Installs, and says what was done and what is left to do. Returns whether anything has changed.
     ///
     /// # Errors
     /// containerd's version is not known, or a file could not be written.
-    pub fn run(&self, out: &mut impl Write) -> Result<(), InstallError> {
-        let Client::Containerd(containerd) = &self.client;
-        containerd.install(out)
-    }
-}
-
-impl Containerd {
-    fn install(&self, out: &mut impl Write) -> Result<(), InstallError> {
+    pub(super) fn install(&self, out: &mut impl Write) -> Result<bool, InstallError> {
         let path = self.dir.join(FILE);
         let failed = |reason| InstallError::Settings {
             config: self.config.clone(),
@@ -111,20 +85,35 @@ impl Containerd {
         let settings = self.settings()?;
         let own = fs::read_to_string(&self.config).unwrap_or_default();
         check_version(&own, &settings).map_err(failed)?;
-        let text = with_handlers(&settings, self.sandboxer).map_err(failed)?;
-        if self.dry_run {
-            writeln!(out, "# {}", path.display())?;
-            out.write_all(text.as_bytes())?;
-        } else {
-            fs::create_dir_all(&self.dir)
-                .map_err(file_error("create", &self.dir))
-                .and_then(|()| fs::write(&path, &text).map_err(file_error("write", &path)))?;
-            writeln!(out, "wrote {}", path.display())?;
+        let handlers = with_handlers(&settings, self.sandboxer).map_err(failed)?;
+        let importing = match self.import && !imports(&own, &self.dir) {
+            true => Some(with_import(&own, &settings, &self.dir).map_err(failed)?),
+            false => None,
+        };
+        let mut changed = self.write(&path, &handlers, out)?;
+        if let Some(text) = &importing {
+            changed |= self.write(&self.config, text, out)?;
         }
         for step in self.steps_left() {
             writeln!(out, "# {step}")?;
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// Writes a file as a whole, or shows it. Returns whether it was another before.
+    fn write(&self, path: &Path, text: &str, out: &mut impl Write) -> Result<bool, InstallError> {
+        if self.dry_run {
+            writeln!(out, "# {}", path.display())?;
+            out.write_all(text.as_bytes())?;
+            return Ok(false);
+        }
+        if fs::read_to_string(path).is_ok_and(|there| there == text) {
+            writeln!(out, "{} is so already", path.display())?;
+            return Ok(false);
+        }
+        replace(path, 0o644, &mut text.as_bytes())?;
+        writeln!(out, "wrote {}", path.display())?;
+        Ok(true)
     }
 
     /// containerd's settings, with all that it imports and its defaults.
@@ -133,11 +122,16 @@ impl Containerd {
             config: self.config.clone(),
             reason,
         };
-        let mut dump = Command::new("containerd");
-        if self.config.exists() {
-            dump.arg("--config").arg(&self.config);
-        }
-        let output = dump.args(["config", "dump"]).output();
+        let mut containerd = Command::new("containerd");
+        // Version 1 has no settings to dump where it has no file.
+        match self.config.exists() {
+            true => containerd
+                .arg("--config")
+                .arg(&self.config)
+                .args(["config", "dump"]),
+            false => containerd.args(["config", "default"]),
+        };
+        let output = containerd.env("PATH", &self.path).output();
         let output = output.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
             return Err(failed(
@@ -150,45 +144,58 @@ impl Containerd {
     /// What the administrator has to see to.
     fn steps_left(&self) -> Vec<String> {
         let mut steps = Vec::new();
-        if !imports(&self.config, &self.dir) {
+        let own = fs::read_to_string(&self.config).unwrap_or_default();
+        if !self.import && !imports(&own, &self.dir) {
             let (config, dir) = (self.config.display(), self.dir.display());
             steps.push(format!(
-                "containerd does not read it yet: {config} needs the line: imports = [\"{dir}/*.toml\"]"
+                "containerd does not read it yet: {config} needs the line: imports = [\"{dir}/*.toml\"] (--import adds it)"
             ));
         }
         let shims = ["containerd-shim-rt-v2", "containerd-shim-rt-microvm-v2"];
-        let path = std::env::var_os("PATH").unwrap_or_default();
         let is_there =
-            |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+            |name: &&str| std::env::split_paths(&self.path).any(|dir| dir.join(name).is_file());
         for shim in shims.iter().filter(|shim| !is_there(shim)) {
             steps.push(format!(
                 "{shim} must be on containerd's PATH: see make install"
             ));
         }
-        steps.push("containerd reads it when it is started again".to_owned());
+        steps.push("containerd reads its configuration when it is started again".to_owned());
         steps
     }
 }
 
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
-    let path = path.to_owned();
-    move |source| InstallError::File {
-        operation,
-        path,
-        source,
-    }
-}
-
 /// Whether a configuration imports the files of a directory.
-fn imports(config: &Path, dir: &Path) -> bool {
-    let text = fs::read_to_string(config).unwrap_or_default();
-    let table: toml::Table = text.parse().unwrap_or_default();
+fn imports(config: &str, dir: &Path) -> bool {
+    let table: toml::Table = config.parse().unwrap_or_default();
     let imports = table.get("imports").and_then(toml::Value::as_array);
     imports.into_iter().flatten().any(|pattern| {
         let pattern = Path::new(pattern.as_str().unwrap_or_default());
         let name = pattern.file_name().and_then(|name| name.to_str());
         pattern.parent() == Some(dir) && matches!(name, Some("*" | "*.toml" | FILE))
     })
+}
+
+/// The configuration with an import of the directory's files; the rest stays as somebody wrote it.
+fn with_import(config: &str, settings: &str, dir: &Path) -> Result<String, String> {
+    let pattern = format!("\"{}/*.toml\"", dir.display());
+    let table: toml::Table = config.parse().map_err(|error| format!("{error}"))?;
+    let text = match config.find("imports") {
+        Some(at) if table.contains_key("imports") => {
+            let list = at + config[at..].find('[').ok_or("`imports` is no list")? + 1;
+            format!("{}{pattern}, {}", &config[..list], &config[list..])
+        }
+        _ if config.is_empty() => {
+            let settings: toml::Table = settings.parse().map_err(|error| format!("{error}"))?;
+            let version = settings.get("version").ok_or("they have no version")?;
+            format!("version = {version}\nimports = [{pattern}]\n")
+        }
+        // Before any table, where the keys of the whole file are.
+        _ => format!("imports = [{pattern}]\n{config}"),
+    };
+    match imports(&text, dir) {
+        true => Ok(text),
+        false => Err(format!("add {pattern} to its `imports` by hand")),
+    }
 }
 
 /// containerd takes its configuration and what that imports for one version. So a file of a newer one would have it
@@ -330,8 +337,6 @@ mod tests {
 
     #[test]
     fn an_import_of_the_directory_is_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.toml");
         for (text, expected) in [
             ("", false),
             ("imports = [\"/etc/containerd/config.toml\"]", false),
@@ -341,9 +346,38 @@ mod tests {
             ),
             ("imports = [\"/etc/containerd/conf.d/rt.toml\"]", true),
         ] {
-            fs::write(&config, text).unwrap();
             let dir = Path::new("/etc/containerd/conf.d");
-            assert_eq!(imports(&config, dir), expected, "{text}");
+            assert_eq!(imports(text, dir), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_import_is_added_to_what_is_there() {
+        let dir = Path::new("/d");
+        for (config, expected) in [
+            ("", "version = 3\nimports = [\"/d/*.toml\"]\n"),
+            (
+                "# mine\nversion = 2\n",
+                "imports = [\"/d/*.toml\"]\n# mine\nversion = 2\n",
+            ),
+            ("imports = []\n[a]\n", "imports = [\"/d/*.toml\", ]\n[a]\n"),
+            (
+                "imports = [\"/e\"]\n",
+                "imports = [\"/d/*.toml\", \"/e\"]\n",
+            ),
+        ] {
+            assert_eq!(
+                with_import(config, "version = 3", dir).unwrap(),
+                expected,
+                "{config}"
+            );
+        }
+        for (config, reason) in [
+            ("=", "TOML parse error"),
+            ("# imports = [1]\nimports = []\n", "by hand"),
+        ] {
+            let refused = with_import(config, "version = 3", dir).unwrap_err();
+            assert!(refused.contains(reason), "{refused}");
         }
     }
 }
