@@ -25,6 +25,7 @@ use crate::error::{Failure, Kind};
 use crate::flags::Flags;
 use crate::options::Options;
 use crate::pod::SANDBOX_ID;
+use crate::starter::Starter;
 
 /// Where the sockets are, on a tmpfs.
 const SOCKETS: &str = "/run/rt-shim";
@@ -66,13 +67,17 @@ pub fn start(flags: &Flags) -> Result<(), Failure> {
     // Two containers of a pod may be started at once.
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| Failure::io(format_args!("lock {SOCKETS}"))(error.into()))?;
-    if UnixStream::connect(&socket).is_err() {
-        spawn(flags, &socket)?;
-    }
+    let starter = match UnixStream::connect(&socket) {
+        Ok(_) => None,
+        Err(_) => Some(spawn(flags, &socket)?),
+    };
     write_address(&address)?;
-    io::stdout()
+    let mut stdout = io::stdout();
+    stdout
         .write_all(address.as_bytes())
-        .map_err(Failure::io("print the address"))
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::io("print the address"))?;
+    starter.map_or(Ok(()), Starter::is_done)
 }
 
 /// The runtime options on standard input.
@@ -129,8 +134,10 @@ pub fn remove_socket(bundle: &Path) {
     }
 }
 
-/// Starts the server, which gets the listening socket as its standard input: containerd can connect at once.
-fn spawn(flags: &Flags, socket: &Path) -> Result<(), Failure> {
+/// Starts the server, which gets the listening socket as its standard input, so that containerd can connect at once, and
+/// as its standard output what tells it that this process is done.
+fn spawn(flags: &Flags, socket: &Path) -> Result<Starter, Failure> {
+    let (starter, told) = Starter::new().map_err(Failure::io("make a pipe"))?;
     let _ = fs::remove_file(socket);
     let listener = UnixListener::bind(socket)
         .map_err(Failure::io(format_args!("listen on {}", socket.display())))?;
@@ -148,13 +155,16 @@ fn spawn(flags: &Flags, socket: &Path) -> Result<(), Failure> {
         .args(flags.debug.then_some("-debug"))
         .arg("serve")
         .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stdout(Stdio::null())
+        .stdout(Stdio::from(told))
         .stderr(Stdio::null())
         .process_group(0);
-    server.spawn().map(drop).map_err(|error| {
-        let _ = fs::remove_file(socket);
-        Failure::io("execute the server")(error)
-    })
+    match server.spawn() {
+        Ok(_) => Ok(starter),
+        Err(error) => {
+            let _ = fs::remove_file(socket);
+            Err(Failure::io("execute the server")(error))
+        }
+    }
 }
 
 fn write_address(address: &str) -> Result<(), Failure> {

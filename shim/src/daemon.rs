@@ -1,7 +1,7 @@
 //! The server: what `start` executes and leaves behind.
 
 use std::env;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,6 +22,7 @@ use crate::events::Events;
 use crate::flags::Flags;
 use crate::reaper;
 use crate::service::Service;
+use crate::starter;
 use crate::tasks::Tasks;
 use crate::worker::Worker;
 
@@ -38,7 +39,7 @@ const LOG: &str = "log";
 /// How long containerd may take to hear of the last events when it has told us to end.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Serves the socket that is our standard input until containerd says that it is enough.
+/// Serves the socket that is our standard input until containerd says that it is enough, or nobody knows of us.
 pub fn serve(flags: &Flags) -> Result<(), Failure> {
     open_log(flags.debug);
     // Processes of ours enter containers.
@@ -51,7 +52,7 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
     }
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| Failure::io("become a subreaper")(errno.into()))?;
-    let listener = take_listener().map_err(Failure::io("take the socket over"))?;
+    let (listener, starter) = take_streams().map_err(Failure::io("take the socket over"))?;
     let socket = listener
         .local_addr()
         .ok()
@@ -64,6 +65,7 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
     reaper::start(Arc::clone(&tasks))?;
     let (service, ended) = Service::new(flags, worker, Arc::clone(&tasks));
     let service = Arc::new(service);
+    starter::watch(starter, Arc::clone(&service))?;
     let sandbox: Arc<dyn Sandbox + Send + Sync> = Arc::clone(&service) as _;
     let service: Arc<dyn Task + Send + Sync> = service;
     let failed = |error: ttrpc::Error| Failure::new(Kind::Other, format!("cannot serve: {error}"));
@@ -98,13 +100,17 @@ fn renamed(methods: Methods, prefix: &str) -> Methods {
         .collect()
 }
 
-/// Moves the socket away from standard input.
-fn take_listener() -> io::Result<UnixListener> {
-    let stdin = io::stdin();
-    let listener = UnixListener::from(stdin.as_fd().try_clone_to_owned()?);
-    let null = OpenOptions::new().read(true).open("/dev/null")?;
-    nix::unistd::dup2(null.as_raw_fd(), stdin.as_raw_fd())?;
-    Ok(listener)
+/// Moves the socket away from standard input, and the pipe from `start` from standard output.
+fn take_streams() -> io::Result<(UnixListener, File)> {
+    let listener = io::stdin().as_fd().try_clone_to_owned()?;
+    let starter = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    nix::unistd::dup2(null.as_raw_fd(), io::stdin().as_raw_fd())?;
+    nix::unistd::dup2(null.as_raw_fd(), io::stdout().as_raw_fd())?;
+    Ok((UnixListener::from(listener), File::from(starter)))
 }
 
 /// Logs into the bundle's fifo, if there is one. What nobody reads is lost, since we must not wait for a containerd that

@@ -1,7 +1,7 @@
 //! `containerd-shim-rt-v2`: what containerd starts for a pod, and asks for everything that happens in it.
 //!
-//! One process a pod serves containerd's task service, in the versions 2 and 3, and its sandbox service on one socket. It links the runtime as
-//! a library: an operation is a call, not a command. Since the engine clones its caller, which must have one thread,
+//! One process a pod serves containerd's task service, in the versions 2 and 3, and its sandbox service on one socket.
+//! It links the runtime as a library: an operation is a call, not a command. Since the engine clones its caller, which must have one thread,
 //! operations run in processes that a single-threaded one forks (`worker`); everything else runs in the threads of the
 //! server. docs/architecture.md has the picture.
 //!
@@ -24,6 +24,7 @@ mod protocol;
 mod reaper;
 mod sandbox;
 mod service;
+mod starter;
 mod stdio;
 mod tasks;
 mod worker;

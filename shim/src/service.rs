@@ -451,6 +451,7 @@ impl Service {
     /// What is known of a process.
     pub fn state(&self, request: &StateRequest) -> Reply<StateResponse> {
         let mut state = self.tasks.lock();
+        state.set_forgotten(false);
         let container = state.container(&request.id)?;
         let (bundle, is_paused) = (container.bundle.clone(), container.paused);
         let process = state.process(&request.id, &request.exec_id)?;
@@ -482,6 +483,7 @@ impl Service {
         let (lifecycle, id) = self.lifecycle(&request.id)?;
         let pids = lifecycle.processes(&id)?;
         let mut state = self.tasks.lock();
+        state.set_forgotten(false);
         let container = state.container(&request.id)?;
         let info = |pid: i32| {
             let mut known = container.execs.iter();
@@ -651,6 +653,8 @@ impl Service {
     /// Who serves the container.
     pub fn connect(&self, request: &ConnectRequest) -> Reply<ConnectResponse> {
         let mut state = self.tasks.lock();
+        // A containerd that was started again asks for one of these first.
+        state.set_forgotten(false);
         // Asked for also when nothing is made yet.
         let pid = state
             .process(&request.id, "")
@@ -668,6 +672,13 @@ impl Service {
         if self.tasks.lock().is_empty() {
             self.end();
         }
+    }
+
+    /// Ends the server with its last container, if it has no pod, and no containerd asks for anything before.
+    pub fn forgotten(&self) {
+        let mut state = self.tasks.lock();
+        state.set_forgotten(true);
+        self.end_if_over(&state);
     }
 
     /// Ends the server with its last container, which may be gone already.

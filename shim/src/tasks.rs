@@ -71,6 +71,8 @@ pub struct State {
     pod: Option<Pod>,
     /// The pod is over: the server ends with the last container.
     is_over: bool,
+    /// The containerd that had the server started has ended, and none has asked for anything since.
+    is_forgotten: bool,
 }
 
 /// The containers, and those who wait for their ends.
@@ -172,9 +174,15 @@ impl State {
         self.is_over = true;
     }
 
-    /// Whether that has come.
+    /// Nobody is there who would tell the server to end, or somebody is again.
+    pub fn set_forgotten(&mut self, is_forgotten: bool) {
+        self.is_forgotten = is_forgotten;
+    }
+
+    /// Whether there is nothing left to serve.
     pub fn has_ended(&self) -> bool {
-        self.is_over && self.is_empty()
+        let is_over = self.is_over || (self.is_forgotten && self.pod.is_none());
+        is_over && self.is_empty()
     }
 
     /// An operation begins that makes a process.

@@ -110,6 +110,22 @@ pub fn daemon_of(world: &World, config: &Path) -> Result<Output, Reason> {
 }
 
 impl Containerd {
+    /// A shell that calls our shim's `start` in a new bundle, as containerd does, and then does more.
+    pub fn start_shim(&self, id: &str, more: &str) -> Result<Command, Reason> {
+        let world = &self.start.world;
+        let bundle = world.dir().join(id);
+        fs::create_dir(&bundle)?;
+        fs::write(bundle.join("config.json"), "{}")?;
+        let script = format!(
+            "cd {} && {} -namespace tests -address {SOCKET} -id {id} start {more}",
+            bundle.display(),
+            self.start.shim.display(),
+        );
+        let mut shell = world.command("sh");
+        shell.args(["-c", &script]);
+        Ok(shell)
+    }
+
     pub fn world(&self) -> &World {
         &self.start.world
     }

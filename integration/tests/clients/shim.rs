@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::containerd::{Containerd, LIMIT, Runtime, pids_of, start_with};
-use crate::{BOTH, Entry, Reason, Start};
+use crate::{BOTH, CONTAINER, Entry, Reason, Start};
 
 pub const CLAIMS: &[Entry<Containerd>] = &[
     Entry::further("events_are_in_order", BOTH, events_are_in_order),
@@ -53,6 +54,11 @@ pub const CLAIMS: &[Entry<Containerd>] = &[
         "a_killed_shim_leaves_nothing",
         BOTH,
         a_killed_shim_leaves_nothing,
+    ),
+    Entry::further(
+        "a_server_that_nobody_knows_ends",
+        CONTAINER,
+        a_server_that_nobody_knows_ends,
     ),
 ];
 
@@ -371,4 +377,29 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     let outcome = containerd.run(id, &[], &["echo", "again"])?;
     ensure_eq!(outcome.success()?.stdout, "again\n", "output");
     Ok(())
+}
+
+/// `start` cannot tell the address; or its caller, as containerd would be, ends before it has asked for a container.
+fn a_server_that_nobody_knows_ends(containerd: &Containerd) -> Claim {
+    let ends = |id: &str| {
+        eventually(LIMIT, || {
+            ensure_eq!(shims(id)?.len(), 0, "servers and workers of {id}");
+            Ok(())
+        })
+    };
+    let untold = finish(&mut containerd.start_shim("untold", ">/dev/full")?, None)?;
+    ensure!(!untold.status.success(), "{untold:?}");
+    ends("untold")?;
+
+    let mut caller = containerd.start_shim("forgotten", "; read line")?;
+    let mut caller = caller.stdin(Stdio::piped()).spawn()?;
+    eventually(LIMIT, || {
+        ensure!(!shims("forgotten")?.is_empty(), "there is no server");
+        Ok(())
+    })?;
+    ensure!(caller.try_wait()?.is_none(), "the caller ends too early");
+    ensure!(!shims("forgotten")?.is_empty(), "the server does not wait");
+    drop(caller.stdin.take());
+    wait_with_limit(&mut caller, LIMIT)?;
+    ends("forgotten")
 }
