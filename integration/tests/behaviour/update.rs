@@ -1,6 +1,6 @@
 //! `rt update`: other limits for a container that lives.
 
-use integration::{Claim, Fixture, ensure, ensure_eq};
+use integration::{Claim, Fixture, Model, ensure, ensure_eq};
 use serde_json::{Value, json};
 
 use crate::Entry;
@@ -16,6 +16,10 @@ pub const CLAIMS: &[Entry] = &[
         update_of_a_quota_keeps_its_period,
     ),
     ("update_refuses_what_is_wrong", update_refuses_what_is_wrong),
+    (
+        "update_gives_the_memory_or_refuses",
+        update_gives_the_memory_or_refuses,
+    ),
 ];
 
 type Answer<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -116,5 +120,22 @@ fn update_refuses_what_is_wrong(fixture: &Fixture) -> Claim {
         stopped.code() == 1 && stopped.stderr.contains("not running"),
         "{stopped:?}"
     );
+    Ok(())
+}
+
+/// A machine has the memory that it was made with, and says so rather than set a limit that is none.
+fn update_gives_the_memory_or_refuses(fixture: &Fixture) -> Claim {
+    let id = running(fixture)?;
+    let updated = fixture.call(&["update", "--memory", "4G", &id])?;
+    match fixture.model() {
+        Model::Container => drop(updated.success()?),
+        Model::Microvm => ensure!(
+            updated.code() == 1 && updated.stderr.contains("gets no more while it runs"),
+            "{updated:?}"
+        ),
+    }
+    let limit = used(fixture, &id)?["memory"]["usage"]["limit"].as_u64();
+    let is_set = limit == Some(4 << 30);
+    ensure_eq!(is_set, fixture.model() == Model::Container, "limit is set");
     Ok(())
 }
