@@ -77,7 +77,7 @@ pub fn start(flags: &Flags) -> Result<(), Failure> {
         .write_all(address.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(Failure::io("print the address"))?;
-    starter.map_or(Ok(()), Starter::is_done)
+    starter.map_or(Ok(()), Starter::finish)
 }
 
 /// The runtime options on standard input.

@@ -20,7 +20,7 @@ use crate::service::Service;
 /// How long the end of containerd is waited for at a time.
 const A_DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The end of `start`: dropped without [`Starter::is_done`], it has the server end.
+/// The end of `start`: dropped without [`Starter::finish`], it has the server end.
 pub struct Starter {
     pipe: PipeWriter,
     /// containerd, if this process can see it.
@@ -36,7 +36,7 @@ impl Starter {
     }
 
     /// containerd knows the server's address.
-    pub fn is_done(mut self) -> Result<(), Failure> {
+    pub fn finish(mut self) -> Result<(), Failure> {
         let said = serde_json::to_vec(&self.containerd).unwrap_or_default();
         self.pipe
             .write_all(&said)
