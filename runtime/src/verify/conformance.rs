@@ -458,7 +458,9 @@ mod tests {
                     "cpu": {"quota": 1000, "cpus": "0-1", "mems": "0", "shares": 512},
                     "hugepageLimits": [{"pageSize": "2MB", "limit": 2097152}],
                     "rdma": {"mlx5_0": {"hcaHandles": 2}},
-                    "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 512}]},
+                    "blockIO": {
+                        "weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 512}]
+                    },
                     "unified": {"memory.high": "2K", "cpuset.cpus": "0-1"}
                 },
                 "sysctl": {"net.ipv4.ip_local_port_range": "32768 60999"}
@@ -535,7 +537,8 @@ mod tests {
             },
             "cgroup": {
                 "hugetlb.2MB.max": ["2097152\n", "max\n"], "rdma.max": ["mlx5_0 hca_handle=2 hca_object=max\n"],
-                "io.max": ["8:0 rbps=512 wbps=max riops=max wiops=max\n"], "cpu.weight": ["59\n"],
+                "io.max": ["8:0 rbps=512 wbps=max riops=max wiops=max\n"], "io.weight": ["default 4950\n"],
+                "cpu.weight": ["59\n"],
                 "memory.low": ["1024\n"], "memory.high": ["2048\n"], "cpuset.cpus": ["0\n"],
                 "memory.oom_control": ["oom_kill_disable 0\nunder_oom 0\n"]
             },
@@ -761,6 +764,7 @@ mod tests {
                 "8:16 rbps=512",
                 "blockIO.throttleReadBpsDevice[8:0]",
             ),
+            ("io.weight", "default 4951", "blockIO.weight"),
             ("cpu.weight", "100", "cpu.shares"),
             ("memory.low", "1025", "memory.reservation"),
             (

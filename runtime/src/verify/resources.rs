@@ -208,14 +208,14 @@ fn of_disks(block: &LinuxBlockIo) -> Vec<Asked> {
     let weight = block.weight().filter(|weight| *weight > 0).map(u64::from);
     all.extend(weight.map(|weight| {
         let word = || "default".to_owned();
-        Asked::new("blockIO.weight", weight)
+        let asked = Asked::new("blockIO.weight", weight)
             .file("blkio.bfq.weight", Value::Number(weight))
             .file("blkio.weight", Value::Number(weight))
-            .file("io.bfq.weight", Value::OfLine(word(), weight))
-            .file(
-                "io.weight",
-                Value::OfLine(word(), 1 + weight.saturating_sub(10) * 9999 / 990),
-            )
+            .file("io.bfq.weight", Value::OfLine(word(), weight));
+        match engine::cgroup::io_weight(weight) {
+            Some(weight) => asked.file("io.weight", Value::OfLine(word(), weight)),
+            None => asked,
+        }
     }));
     for engine::cgroup::Throttle {
         field,

@@ -27,7 +27,7 @@ pub use devices::{block_device_access, default_devices};
 pub use layout::{Hierarchy, Layout};
 pub use oom::OomWatch;
 pub(crate) use resources::swap_max;
-pub use resources::{Throttle, cpu_weight, throttles};
+pub use resources::{Throttle, cpu_weight, io_weight, throttles};
 pub use stats::{
     Block, BlockCount, Cpu, Cpuset, HugePages, Memory, MemoryUse, Pids, Pressure, Stall, Stats,
     Throttling, memory_bound,

@@ -621,8 +621,8 @@ fn apply_block(target: &Target<'_>, block: &LinuxBlockIo) -> Result<()> {
     Ok(())
 }
 
-/// The weight of version 2's `io.weight` (1 to 10000) for a weight of version 1 (10 to 1000).
-fn io_weight(weight: u64) -> Option<u64> {
+/// The weight of version 2's `io.weight` (1 to 10000) for a weight of version 1 (10 to 1000); there is none for others.
+pub fn io_weight(weight: u64) -> Option<u64> {
     (10..=1000)
         .contains(&weight)
         .then(|| 1 + (weight - 10) * 9999 / 990)
