@@ -4,38 +4,11 @@
 //! What the container's rights keep it from making came in from outside; what it may make is taken for its own, but for
 //! namespaces, in which nothing is looked at.
 
-use engine::observation::{Observation, Outside};
+use engine::observation::{Needs, Observation, Outside, needs};
 
 use super::filter::{self, Filter};
 use super::live;
 use super::posture::{Devices, Posture};
-
-/// What it takes to make an object.
-enum Needs {
-    /// A system call.
-    Call(&'static str),
-    /// `bpf`, and one of its capabilities, which no user namespace gives.
-    Bpf,
-    /// A device.
-    Device(&'static str),
-    /// One of the calls that make namespaces.
-    Namespaces,
-}
-
-/// How the links begin, and what each needs.
-const OBJECTS: [(&str, Needs); 11] = [
-    ("anon_inode:bpf", Needs::Bpf),
-    ("anon_inode:btf", Needs::Bpf),
-    ("anon_inode:kvm", Needs::Device("c 10:232 rw")),
-    ("anon_inode:seccomp", Needs::Call("seccomp")),
-    ("anon_inode:[fanotify]", Needs::Call("fanotify_init")),
-    ("anon_inode:[fscontext]", Needs::Call("fsopen")),
-    ("anon_inode:[io_uring]", Needs::Call("io_uring_setup")),
-    ("anon_inode:[perf_event]", Needs::Call("perf_event_open")),
-    ("anon_inode:[userfaultfd]", Needs::Call("userfaultfd")),
-    ("anon_inode:[vfio", Needs::Device("c 10:196 rw")),
-    ("anon_inode:", Needs::Device("c *:* rw")),
-];
 
 /// Whose an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,15 +46,14 @@ pub(super) fn of<'a>(
     let has_users = found.user_ids.value.is_some();
     let devices: Vec<Devices> = found.devices.iter().map(|one| one.value.clone()).collect();
     seen.objects.iter().map(move |object| {
-        let needs = OBJECTS
-            .iter()
-            .find_map(|(begin, needs)| object.target.starts_with(begin).then_some(needs));
+        // One that is not known is a guest's word.
+        let needs = needs(&object.target).unwrap_or(Needs::Namespaces);
         // Without a filter there is no call that is refused, and of one that is not known nothing is.
         let may_call = |name: &str| {
             let mut threads = all.iter();
             threads.any(|filters| filter::may_let_through(filters, name))
         };
-        let may_make = match needs.unwrap_or(&Needs::Namespaces) {
+        let may_make = match needs {
             Needs::Call(name) => may_call(name),
             Needs::Bpf => has_bpf && !has_users && may_call("bpf"),
             Needs::Device(device) => {
@@ -104,8 +76,8 @@ pub(super) fn of<'a>(
         };
         let maker = match (may_make, needs) {
             (false, _) => Maker::Other,
-            (true, Some(_)) => Maker::Itself,
-            (true, None) => Maker::Unseen,
+            (true, Needs::Namespaces) => Maker::Unseen,
+            (true, _) => Maker::Itself,
         };
         (object, maker)
     })

@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, Statx, memfd_create};
 use super::places::{identity, identity_of};
 use super::processes::numbers;
 use super::sockets::{self, Socket};
-use super::{Namespace, Outside, host_mounts, read};
+use super::{Namespace, Outside, host_mounts, objects, read};
 
 /// How many descriptors and mappings are looked at.
 const LIMIT: usize = 200_000;
@@ -29,22 +29,6 @@ const OF_NO_MOUNT: [&str; 5] = [
     "/SYSV",
     "/dev/zero (deleted)",
     "/anon_hugepage",
-];
-
-/// How the links of objects of the kernel begin that do more than their holder may, if somebody else made them.
-const OBJECTS: [&str; 12] = [
-    "anon_inode:bpf",
-    "anon_inode:btf",
-    "anon_inode:kvm",
-    "anon_inode:seccomp notify",
-    "anon_inode:[fanotify]",
-    "anon_inode:[fscontext]",
-    "anon_inode:[io_uring]",
-    "anon_inode:[perf_event]",
-    "anon_inode:[userfaultfd]",
-    "anon_inode:[vfio",
-    "anon_inode:iommufd",
-    "anon_inode:[iommufd]",
 ];
 
 /// How many bytes are compared at once.
@@ -348,18 +332,12 @@ impl Search {
     /// Notes an object of the kernel of which nobody tells who made it.
     fn object(&mut self, at: &str, target: &Path) {
         let name = target.to_string_lossy();
-        let is_namespace = || {
-            let parts = name
-                .strip_suffix(']')
-                .and_then(|text| text.split_once(":["));
-            parts.is_some_and(|(kind, id)| {
-                let known = self.namespaces.get(kind);
-                known.is_some_and(|known| id.parse() != Ok(known.own))
-            })
-        };
-        if self.found.objects.len() < FOUND_LIMIT
-            && (OBJECTS.iter().any(|begin| name.starts_with(begin)) || is_namespace())
-        {
+        // Its own namespaces are no secret.
+        let is_own = objects::namespace(&name).is_some_and(|(kind, id)| {
+            let known = self.namespaces.get(kind);
+            known.is_none_or(|known| known.own == id)
+        });
+        if self.found.objects.len() < FOUND_LIMIT && !is_own && objects::needs(&name).is_some() {
             self.found.objects.push(Outside {
                 at: at.to_owned(),
                 target: name.into_owned(),
@@ -396,16 +374,9 @@ impl Search {
             // One that has ended has none.
             return pid.is_some_and(|pid| pid > 0 && !self.processes.contains(&pid));
         }
-        // `net:[4026531840]`
-        let parts = target
-            .strip_suffix(']')
-            .and_then(|text| text.split_once(":["));
-        parts.is_some_and(|(kind, id)| {
+        objects::namespace(&target).is_some_and(|(kind, id)| {
             let known = self.namespaces.get(kind);
-            let id = id.parse::<u64>();
-            known
-                .zip(id.ok())
-                .is_some_and(|(known, id)| known.own != id && known.host.contains(&id))
+            known.is_some_and(|known| known.own != id && known.host.contains(&id))
         })
     }
 

@@ -8,6 +8,7 @@
 mod descriptors;
 mod filters;
 mod limits;
+mod objects;
 mod places;
 mod processes;
 mod sockets;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
 use descriptors::Extent;
+pub use objects::{Needs, needs};
 
 /// How many bytes of a file are read.
 const TEXT_LIMIT: u64 = 4 << 20;

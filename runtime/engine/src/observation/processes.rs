@@ -36,7 +36,7 @@ const RIGHTS: [&str; 7] = [
 ];
 
 /// The kinds of namespaces, as /proc/pid/ns names them.
-const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+pub(super) const KINDS: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 /// The kernel gives its first namespaces numbers below this one, and all others from it on (`linux/proc_ns.h`). Before
 /// Linux 6.18 the first of `mnt` and `net` are numbered as the others.
