@@ -2,8 +2,9 @@
 //!
 //! That each check can fail is shown by breaking what it looks at while the container runs.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -78,6 +79,10 @@ pub const CONTAINER_CLAIMS: &[Entry] = &[
     (
         "who_makes_users_of_its_own_is_not_known",
         who_makes_users_of_its_own_is_not_known,
+    ),
+    (
+        "who_leaves_its_mounts_is_not_known",
+        who_leaves_its_mounts_is_not_known,
     ),
     (
         "what_is_mounted_over_or_beside_is_found",
@@ -582,6 +587,79 @@ fn who_makes_users_of_its_own_is_not_known(fixture: &Fixture) -> Claim {
         ["groups", "processes", "user", "user-ids"],
         "{report}"
     );
+    Ok(())
+}
+
+/// A program that calls unshare(2), waits, and executes nothing: an ELF file of one segment.
+fn unsharing(flags: i32) -> Vec<u8> {
+    let [one, two, three, four] = flags.to_le_bytes();
+    let code = [
+        0xbf, one, two, three, four, // mov edi, flags
+        0xb8, 0x10, 0x01, 0x00, 0x00, // mov eax, 272 (unshare)
+        0x0f, 0x05, // syscall
+        0xb8, 0x22, 0x00, 0x00, 0x00, // mov eax, 34 (pause)
+        0x0f, 0x05, // syscall
+    ];
+    let (base, headers) = (0x40_0000_u64, 120_u64);
+    let size = headers + u64::try_from(code.len()).unwrap_or_default();
+    let half = |value: u16| value.to_le_bytes().to_vec();
+    let word = |value: u32| value.to_le_bytes().to_vec();
+    let long = |value: u64| value.to_le_bytes().to_vec();
+    [
+        b"\x7fELF\x02\x01\x01".to_vec(),
+        vec![0; 9],
+        // An executable file for x86-64.
+        [half(2), half(62), word(1)].concat(),
+        [long(base + headers), long(64), long(0), word(0)].concat(),
+        // The sizes and counts of headers.
+        [64, 56, 1, 0, 0, 0].map(half).concat(),
+        // The segment: loaded from the file's beginning, to be read and executed.
+        [word(1), word(5), long(0), long(base), long(base)].concat(),
+        [long(size), long(size), long(0x1000)].concat(),
+        code.to_vec(),
+    ]
+    .concat()
+}
+
+fn who_leaves_its_mounts_is_not_known(fixture: &Fixture) -> Claim {
+    for (flags, rights) in [
+        (libc::CLONE_NEWUSER | libc::CLONE_NEWNS, json!([])),
+        (libc::CLONE_NEWNS, json!(["CAP_SYS_ADMIN"])),
+    ] {
+        let mut bundle = confined(fixture)?;
+        let program = bundle.in_rootfs("leave");
+        fs::write(&program, unsharing(flags))?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+        bundle.spec["process"]["args"] = json!(["/leave"]);
+        bundle.spec["process"]["user"] = json!({"uid": 0, "gid": 0});
+        bundle.spec["process"]["capabilities"] =
+            json!({"bounding": rights, "effective": rights, "permitted": rights});
+        let id = fixture.id("leave");
+        fixture.start_detached(&bundle, &id)?;
+        let pid = pid_of(fixture, &id)?;
+        eventually(Duration::from_secs(10), || {
+            let call = fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+            ensure!(call.starts_with("34 "), "it does not wait yet: {call}");
+            Ok(())
+        })?;
+        let (report, code) = verify(fixture, &["--live", &id, "--policy", "baseline"])?;
+        ensure_eq!(broken(&report), [""; 0], "{report}");
+        // What it has in its rights is told all the same.
+        let is_privileged = rights != json!([]);
+        ensure_eq!(code, if is_privileged { 1 } else { 2 }, "{report}");
+        let properties = report["properties"].as_array().into_iter().flatten();
+        let unseen = properties.filter(|one| one["holds"].is_null());
+        let unseen: Vec<&str> = unseen.filter_map(|one| one["name"].as_str()).collect();
+        for name in [
+            "namespace.mount",
+            "descriptors",
+            "masked-paths",
+            "mount /proc",
+        ] {
+            ensure!(unseen.contains(&name), "{name}: {report}");
+        }
+        fixture.call(&["delete", "--force", &id])?.success()?;
+    }
     Ok(())
 }
 

@@ -170,14 +170,14 @@ pub fn compare(one: &Comparison<'_>) -> Vec<Property> {
     }
     all.push(cpu(one));
     all.extend(resources::properties(one));
-    if has_left_its_users(one.seen) {
-        let names = ["user", "groups", "user-ids", "group-ids"];
-        let of_users = all
-            .iter_mut()
-            .filter(|property| names.contains(&property.name.as_str()));
-        of_users.for_each(|property| {
-            property.is_not_known("the process is in a user namespace that it made for itself");
-        });
+    for property in &mut all {
+        let left = read_in(&property.name)
+            .iter()
+            .find(|kind| one.seen.left.contains(**kind));
+        if let Some(kind) = left {
+            let why = format!("the process is in a namespace ({kind}) that it made for itself");
+            property.is_not_known(&why);
+        }
     }
     let too_many = |property: &mut Property| {
         let topic = match property.name.as_str() {
@@ -199,10 +199,20 @@ pub fn compare(one: &Comparison<'_>) -> Vec<Property> {
     all
 }
 
-/// Whether the first process is in another user namespace than its container.
-fn has_left_its_users(seen: &Observation) -> bool {
-    let mut strays = seen.strays.iter();
-    strays.any(|one| one.pid == seen.pid && one.at.ends_with("/ns/user"))
+/// The namespaces of the first process, by their files, on which it depends what is seen of a property.
+fn read_in(property: &str) -> &'static [&'static str] {
+    match property {
+        "user" | "groups" | "user-ids" | "group-ids" => &["user"],
+        "masked-paths" | "read-only-paths" => &["mnt"],
+        name if name.starts_with("root") || name.starts_with("mount ") => &["mnt"],
+        name if name.starts_with("sysctl ") => &["ipc", "net", "uts"],
+        name => {
+            let kind = name.strip_prefix("namespace.");
+            let mut all = NAMESPACES.iter();
+            let found = all.find(|(name, ..)| kind == Some(*name));
+            found.map_or(&[], |(_, _, file)| std::slice::from_ref(file))
+        }
+    }
 }
 
 /// What was not looked at whole, of a process of which nothing else is known to compare with.
@@ -500,6 +510,7 @@ mod tests {
             "pid": 7,
             "kernel": "Linux version 6",
             "namespaces": namespaces,
+            "left": [],
             "uid_map": "0 1000 10\n",
             "gid_map": "0 2000 10\n",
             "rlimits": "Max open files            64                   64                   files     \n",
@@ -896,16 +907,41 @@ mod tests {
             };
             assert_eq!(unknown(&change), ["sysctl net.ipv4.ip_local_port_range"]);
         }
-        let users = |seen: &mut Observation| {
-            seen.strays.push(Stray {
-                pid: 7,
-                at: "/proc/7/task/7/ns/user".to_owned(),
-                kind: StrayKind::InAnother,
-            });
+        // What is wrong in a namespace that it made for itself is nobody's fault.
+        let left = |kind: &'static str, change: &dyn Fn(&mut Observation)| {
+            unknown(&|seen| {
+                seen.left.insert(kind.to_owned());
+                change(seen);
+            })
         };
         assert_eq!(
-            unknown(&users),
-            ["user-ids", "user", "processes", "groups", "group-ids"]
+            left("user", &|seen| seen.uid_map = "0 0 1\n".to_owned()),
+            ["user-ids", "user", "groups", "group-ids"]
+        );
+        let of_mounts = left("mnt", &|seen| {
+            directory(seen, "60 50 0:70 / /v rw - tmpfs tmpfs rw");
+        });
+        assert_eq!(
+            of_mounts,
+            [
+                "namespace.mount",
+                "masked-paths",
+                "read-only-paths",
+                "root-read-only",
+                "root",
+                "root-propagation",
+                "mount /proc",
+                "mount /v",
+                "mount /w",
+            ]
+        );
+        let sysctls = |seen: &mut Observation| {
+            let found = seen.sysctls.values_mut().next().unwrap();
+            *found = Ok("1\t2".to_owned());
+        };
+        assert_eq!(
+            left("net", &sysctls),
+            ["namespace.network", "sysctl net.ipv4.ip_local_port_range"]
         );
         let another = |seen: &mut Observation| {
             seen.strays.push(Stray {

@@ -248,6 +248,7 @@ mod tests {
         Observation {
             pid: 7,
             kernel: "Linux version 1".to_owned(),
+            left: BTreeSet::new(),
             namespaces: [(
                 "mnt".to_owned(),
                 observation::Namespace {

@@ -355,6 +355,7 @@ pub(super) mod tests {
                 "net": {"own": 2, "host": [2, 3], "is_host_known": true},
                 "user": {"own": 9, "host": [4], "is_host_known": true}
             },
+            "left": [],
             "uid_map": "         0     100000      65536\n",
             "mounts": "\
 50 40 0:50 / / rw,relatime - overlay overlay ro,lowerdir=/x

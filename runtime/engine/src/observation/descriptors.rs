@@ -38,10 +38,23 @@ const BLOCK: usize = 1 << 16;
 const KCMP_FILES: libc::c_int = 2;
 const KCMP_FS: libc::c_int = 3;
 
+/// Whose descriptors are looked at.
+pub(super) struct Container<'a> {
+    pub(super) processes: &'a [Pid],
+    /// The text of mountinfo.
+    pub(super) mounts: &'a str,
+    /// Whether these are not the mounts that it was made with.
+    pub(super) has_left_its_mounts: bool,
+    pub(super) namespaces: &'a BTreeMap<String, Namespace>,
+    /// The text of uid_map, if the users are known.
+    pub(super) uid_map: &'a str,
+}
+
 /// What the looking has found so far.
 struct Search {
     /// The mounts of the container.
     mounts: BTreeSet<u64>,
+    has_left_its_mounts: bool,
     host_mounts: BTreeSet<u64>,
     /// The container's processes, its namespaces, and those of the host.
     processes: Vec<i32>,
@@ -50,6 +63,8 @@ struct Search {
     users: Option<Vec<(u64, u64)>>,
     looked_at: usize,
     found: Held,
+    /// The first file of which nobody tells whether it is in a mount that the container had.
+    untold: Option<String>,
     sockets: Vec<Socket>,
     /// The mount of all memory that has a descriptor.
     memory: io::Result<u64>,
@@ -77,17 +92,19 @@ pub(super) enum Extent {
 
 /// What is held that is in none of a container's mounts, namespaces of others, and processes that are not its own. `Err`:
 /// why not all was looked at.
-pub(super) fn outside(
-    processes: &[Pid],
-    mounts: &str,
-    namespaces: &BTreeMap<String, Namespace>,
-    uid_map: &str,
-    extent: Extent,
-) -> (Held, Result<(), String>) {
+pub(super) fn outside(container: &Container<'_>, extent: Extent) -> (Held, Result<(), String>) {
+    let Container {
+        processes,
+        mounts,
+        has_left_its_mounts,
+        namespaces,
+        uid_map,
+    } = *container;
     let user = namespaces.get("user");
     let has_users = user.is_some_and(|one| !one.host.contains(&one.own));
     let mut search = Search {
         mounts: mount_ids(mounts),
+        has_left_its_mounts,
         host_mounts: mount_ids(&host_mounts().unwrap_or_default()),
         processes: processes.iter().map(|pid| pid.as_raw()).collect(),
         namespaces: namespaces.clone(),
@@ -96,6 +113,7 @@ pub(super) fn outside(
             .filter(|users| !users.is_empty()),
         looked_at: 0,
         found: Held::default(),
+        untold: None,
         sockets: Vec::new(),
         memory: mount_of_memory(),
         programs: RefCell::default(),
@@ -108,7 +126,28 @@ pub(super) fn outside(
         FOUND_LIMIT.. => Err(format!("{FOUND_LIMIT} objects of the kernel or more")),
         _ => Ok(()),
     };
-    (search.found, descriptors.and(sockets).and(objects))
+    let untold = match search.untold {
+        Some(at) => Err(format!(
+            "{at} is in a mount that it has no more, or never had"
+        )),
+        None => Ok(()),
+    };
+    (
+        search.found,
+        descriptors.and(sockets).and(objects).and(untold),
+    )
+}
+
+/// Whether a process made a mount namespace for itself: the program that it executes is in none of its mounts, and in none
+/// of the host's, from where it could have come.
+pub(super) fn has_left_its_mounts(pid: Pid, mounts: &str) -> bool {
+    let Ok(program) = identity_of(&format!("/proc/{pid}/exe")) else {
+        return false;
+    };
+    let mut known = mount_ids(mounts);
+    known.extend(mount_ids(&host_mounts().unwrap_or_default()));
+    known.extend(mount_of_memory());
+    !known.contains(&program.stx_mnt_id)
 }
 
 /// The ranges of users in the text of uid_map (user_namespaces(7)).
@@ -174,8 +213,8 @@ impl Search {
     }
 
     fn place(&mut self, link: String, more: &BTreeSet<u64>) -> Result<(), String> {
-        if self.stranger(&link, more)?.is_some() {
-            self.push(&link);
+        if let Some(file) = self.stranger(&link, more)? {
+            self.push_file(&link, &file);
         }
         Ok(())
     }
@@ -220,7 +259,7 @@ impl Search {
                 && known.insert((file.stx_mnt_id, file.stx_ino))
                 && !self.is_memory(&at, &target, &file)
             {
-                self.push(&at);
+                self.push_file(&at, &file);
             }
         }
         Ok(())
@@ -282,7 +321,7 @@ impl Search {
                 continue;
             };
             if !is_stream(&file) && !self.is_memory(&at, &target, &file) {
-                self.push(&at);
+                self.push_file(&at, &file);
             }
         }
         Ok(())
@@ -378,6 +417,18 @@ impl Search {
             let known = self.namespaces.get(kind);
             known.is_some_and(|known| known.own != id && known.host.contains(&id))
         })
+    }
+
+    /// Notes a file that is in none of the container's mounts; of one that has left its own that says nothing.
+    fn push_file(&mut self, at: &str, file: &Statx) {
+        let mount = file.stx_mnt_id;
+        let is_known =
+            self.host_mounts.contains(&mount) || self.memory.as_ref().ok() == Some(&mount);
+        if self.has_left_its_mounts && !is_known {
+            self.untold.get_or_insert_with(|| at.to_owned());
+        } else {
+            self.push(at);
+        }
     }
 
     fn push(&mut self, at: &str) {

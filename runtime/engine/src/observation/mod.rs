@@ -14,7 +14,7 @@ mod processes;
 mod sockets;
 mod sysctls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
@@ -26,7 +26,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
-use descriptors::Extent;
+use descriptors::{Container, Extent};
 pub use objects::{Needs, needs};
 
 /// How many bytes of a file are read.
@@ -66,6 +66,8 @@ pub struct Observation {
     /// The inode numbers of its namespaces, and of those of the system's first process and ours; by the names of
     /// /proc/pid/ns.
     pub namespaces: BTreeMap<String, Namespace>,
+    /// Those of its namespaces that it made for itself, as far as that is seen: they are not its container's.
+    pub left: BTreeSet<String>,
     /// `/proc/pid/uid_map`.
     pub uid_map: String,
     /// `/proc/pid/gid_map`.
@@ -287,6 +289,10 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     let (threads, whole) = processes::threads(&all);
     note(Topic::Threads, whole);
     let born_in = processes::user_namespace_of(pid, &namespaces, joins);
+    let mut left = processes::left(pid, &namespaces, born_in);
+    if descriptors::has_left_its_mounts(pid, &mounts) {
+        left.insert("mnt".to_owned());
+    }
     let mut strays = processes::strays(pid, members, &threads, &namespaces, born_in);
     strays.extend(guests.into_iter().map(|one| Stray {
         pid: one.as_raw(),
@@ -299,7 +305,14 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     let uid_map = text("uid_map")?;
     // Of the container's users that of a process which left them says nothing.
     let users = born_in.map_or(uid_map.as_str(), |_| "");
-    let (held, whole) = descriptors::outside(&all, &mounts, &namespaces, users, Extent::All);
+    let container = Container {
+        processes: &all,
+        mounts: &mounts,
+        has_left_its_mounts: left.contains("mnt"),
+        namespaces: &namespaces,
+        uid_map: users,
+    };
+    let (held, whole) = descriptors::outside(&container, Extent::All);
     note(Topic::Descriptors, whole);
     let mut outside = held.outside;
     let seen = places::look(pid, paths(spec, &mounts));
@@ -327,6 +340,7 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
         pid: pid.as_raw(),
         kernel: read("/proc/version").unwrap_or_default().trim().to_owned(),
         namespaces,
+        left,
         uid_map,
         gid_map: text("gid_map")?,
         rlimits,
@@ -423,8 +437,14 @@ pub fn outside(process: Pid) -> io::Result<Vec<Outside>> {
     let mounts = read(&format!("/proc/{process}/mountinfo"))?;
     let namespaces = processes::namespaces(process).map_err(io::Error::other)?;
     let uid_map = read(&format!("/proc/{process}/uid_map"))?;
-    let extent = Extent::Descriptors;
-    let (held, all) = descriptors::outside(&[process], &mounts, &namespaces, &uid_map, extent);
+    let process = Container {
+        processes: &[process],
+        mounts: &mounts,
+        has_left_its_mounts: false,
+        namespaces: &namespaces,
+        uid_map: &uid_map,
+    };
+    let (held, all) = descriptors::outside(&process, Extent::Descriptors);
     all.map(|()| held.outside).map_err(io::Error::other)
 }
 

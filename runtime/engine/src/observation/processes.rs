@@ -1,6 +1,6 @@
 //! Which processes are a container's, and which of their threads are elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -82,6 +82,25 @@ pub(super) fn user_namespace_of(
     let file = File::open(format!("/proc/{pid}/ns/{kind}")).ok()?;
     let owner = related(&file, libc::NS_GET_USERNS).ok()?;
     (owner != own).then_some(owner)
+}
+
+/// The namespaces of a process that it made for itself, since they are owned by a user namespace that it made. `born_in`:
+/// the user namespace that it left for that.
+pub(super) fn left(
+    pid: Pid,
+    namespaces: &BTreeMap<String, Namespace>,
+    born_in: Option<u64>,
+) -> BTreeSet<String> {
+    let own = namespaces.get("user").filter(|_| born_in.is_some());
+    let Some(own) = own.map(|one| one.own) else {
+        return BTreeSet::new();
+    };
+    let is_its_own = |kind: &&String| {
+        let file = File::open(format!("/proc/{pid}/ns/{kind}"));
+        let owner = file.and_then(|file| related(&file, libc::NS_GET_USERNS));
+        *kind == "user" || owner.is_ok_and(|owner| owner == own)
+    };
+    namespaces.keys().filter(is_its_own).cloned().collect()
 }
 
 /// The namespaces of a process, and those of the host.
