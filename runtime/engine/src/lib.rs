@@ -54,7 +54,8 @@ pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;
 pub use rootfs::{KNOWN_MOUNT_OPTIONS, mount_on_host, unmount_on_host};
 pub use seccomp::{
-    AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, compile as compile_seccomp, numbers as syscall_numbers,
+    AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, compile as compile_seccomp, name as syscall_name,
+    numbers as syscall_numbers,
 };
 pub use spec::validate;
 pub use stdio::{Stdio, with_short_path};

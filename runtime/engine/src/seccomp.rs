@@ -189,22 +189,40 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<libc::sock_filter>, Error> 
     Ok(Filter::compile(profile)?.program)
 }
 
-/// A system call's numbers by this machine's architectures (`AUDIT_ARCH_*`); none: it is known in none of them.
+/// This machine's architectures (`AUDIT_ARCH_*`).
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURES: [(u32, ScmpArch); 3] = [
+    (AUDIT_ARCH_X86_64, ScmpArch::X8664),
+    // Its calls have a bit of their own in the number, but the architecture of the others.
+    (AUDIT_ARCH_X86_64, ScmpArch::X32),
+    (AUDIT_ARCH_I386, ScmpArch::X86),
+];
+
+/// A system call's numbers by this machine's architectures; none: it is known in none of them.
 #[must_use]
 pub fn numbers(name: &str) -> Vec<(u32, u32)> {
-    #[cfg(target_arch = "x86_64")]
-    let architectures = [
-        (AUDIT_ARCH_X86_64, ScmpArch::X8664),
-        // Its calls have a bit of their own in the number, but the architecture of the others.
-        (AUDIT_ARCH_X86_64, ScmpArch::X32),
-        (AUDIT_ARCH_I386, ScmpArch::X86),
-    ];
     let number = |(token, architecture)| {
         let call = ScmpSyscall::from_name_by_arch(name, architecture).ok()?;
         // libseccomp gives negative numbers to calls that an architecture does not have.
         Some((token, u32::try_from(i32::from(call)).ok()?))
     };
-    architectures.into_iter().filter_map(number).collect()
+    ARCHITECTURES.into_iter().filter_map(number).collect()
+}
+
+/// The name of the system call that has a number in an architecture, if it has one.
+#[must_use]
+pub fn name(architecture: u32, number: u32) -> Option<String> {
+    let call = ScmpSyscall::from_raw_syscall(i32::try_from(number).ok()?);
+    let mut known = ARCHITECTURES.into_iter();
+    known.find_map(|(token, kind)| {
+        let is_meant = token == architecture;
+        let name = is_meant
+            .then(|| call.get_name_by_arch(kind).ok())
+            .flatten()?;
+        // Another's number may be resolved, too.
+        let is_its_own = numbers(&name).contains(&(architecture, number));
+        is_its_own.then_some(name)
+    })
 }
 
 /// Checks what a profile that notifies needs.

@@ -22,7 +22,7 @@ const X32: u32 = 0x4000_0000;
 /// How many arguments a call is asked with.
 const CASE_LIMIT: usize = 1 << 16;
 
-/// How many calls are told by number.
+/// How many calls are told.
 const TOLD: usize = 40;
 
 /// Every call that the filters in force let through must be one that the profile lets through, in every thread.
@@ -118,15 +118,24 @@ fn beyond(wanted: &[Filter], found: &[Filter]) -> Excess {
         for number in 0..NUMBERS {
             match is_beyond(wanted, found, Call::new(architecture, number | bit)) {
                 Some(false) => {}
-                Some(true) => excess.calls.push(format!("{number} ({kind})")),
+                Some(true) => excess.calls.push(told(architecture, number | bit, kind)),
                 None => {
-                    let why = format!("call {number} ({kind}) is answered in too many ways");
+                    let call = told(architecture, number | bit, kind);
+                    let why = format!("{call} is answered in too many ways");
                     excess.unknown.get_or_insert(why);
                 }
             }
         }
     }
     excess
+}
+
+/// A call by its name, or by its number if it has none that is known.
+fn told(architecture: u32, number: u32, kind: &str) -> String {
+    match engine::syscall_name(architecture, number) {
+        Some(name) => format!("{name} ({kind})"),
+        None => format!("call {} ({kind})", number & !X32),
+    }
 }
 
 /// Whether there are arguments with which `found` lets a call through and `wanted` does not; `None`: there are too many to
@@ -253,7 +262,7 @@ mod tests {
     fn what_one_argument_more_lets_through_is_found() {
         let masked = |mask: u64| rule("clone", &[(0, mask, 0, "MASKED_EQ")]);
         let (strict, loose) = (masked(0x7E02_0000), masked(0x6E02_0000));
-        assert_eq!(excess(json!([strict]), json!([loose])), ["56 (64-bit)"]);
+        assert_eq!(excess(json!([strict]), json!([loose])), ["clone (64-bit)"]);
         assert_eq!(excess(json!([loose]), json!([strict])), [""; 0]);
         let personality = |value| rule("personality", &[(0, value, 0, "EQ")]);
         assert_eq!(
@@ -261,30 +270,39 @@ mod tests {
                 json!([personality(0)]),
                 json!([personality(0), personality(0x40000)])
             ),
-            ["135 (64-bit)"]
+            ["personality (64-bit)"]
         );
         assert_eq!(
             excess(
                 json!([loose]),
                 json!([loose, rule("unshare", &[(0, 0x1000_0000, 0, "EQ")])])
             ),
-            ["272 (64-bit)"]
+            ["unshare (64-bit)"]
         );
         let ioctl = |value| rule("ioctl", &[(1, value, 0, "NE")]);
         assert_eq!(
             excess(json!([ioctl(0x5412)]), json!([ioctl(0x5413)])),
-            ["16 (64-bit)"]
+            ["ioctl (64-bit)"]
         );
         let with = |fd| json!([ioctl(0x5412), rule("ioctl", &[(0, fd, 0, "EQ")])]);
-        assert_eq!(excess(json!([ioctl(0x5412)]), with(5)), ["16 (64-bit)"]);
+        assert_eq!(excess(json!([ioctl(0x5412)]), with(5)), ["ioctl (64-bit)"]);
         let two = |second| rule("prctl", &[(0, 1, 0, "EQ"), (1, second, 0, "EQ")]);
-        assert_eq!(excess(json!([two(2)]), json!([two(3)])), ["157 (64-bit)"]);
+        assert_eq!(excess(json!([two(2)]), json!([two(3)])), ["prctl (64-bit)"]);
         assert_eq!(excess(json!([two(2)]), json!([two(2)])), [""; 0]);
         let below = rule("keyctl", &[(0, 10, 0, "LT")]);
         let more = json!([below, rule("keyctl", &[(0, 20, 0, "EQ")])]);
-        assert_eq!(excess(json!([below]), more), ["250 (64-bit)"]);
+        assert_eq!(excess(json!([below]), more), ["keyctl (64-bit)"]);
         let high = json!([loose, rule("clone", &[(0, 1 << 40, 1 << 40, "MASKED_EQ")])]);
-        assert_eq!(excess(json!([loose]), high), ["56 (64-bit)"]);
+        assert_eq!(excess(json!([loose]), high), ["clone (64-bit)"]);
+    }
+
+    #[test]
+    fn a_call_is_told_by_its_name() {
+        let (wide, narrow) = (engine::AUDIT_ARCH_X86_64, engine::AUDIT_ARCH_I386);
+        assert_eq!(told(wide, 321, "64-bit"), "bpf (64-bit)");
+        assert_eq!(told(wide, X32 | 321, "x32"), "bpf (x32)");
+        assert_eq!(told(narrow, 357, "32-bit"), "bpf (32-bit)");
+        assert_eq!(told(wide, 1000, "64-bit"), "call 1000 (64-bit)");
     }
 
     #[test]
