@@ -313,8 +313,9 @@ fn read_only(table: &Table<'_>) -> Vec<PathBuf> {
 
 fn facts(table: &Table<'_>) -> Vec<Fact<Mount>> {
     let is_of_note = |line: &&Line| {
-        let protects = line.is_read_only && table.is_of_itself(line);
-        !table.hides(line) && !protects && table.whole_of(line).is_none()
+        // A part of proc over itself shows nothing more; whether it can be written its path tells.
+        let is_part = (line.is_read_only || line.kind == "proc") && table.is_of_itself(line);
+        !table.hides(line) && !is_part && table.whole_of(line).is_none()
     };
     let fact = |line: &Line| {
         // Of these there is one for all, whoever mounts it.
@@ -478,6 +479,17 @@ pub(super) mod tests {
         assert!(is_whole("debugfs") && !is_whole("devtmpfs"));
         let debug = Path::new("/sys/kernel/debug");
         assert!(!posture.masked.value.iter().any(|one| one == debug));
+    }
+
+    #[test]
+    fn what_is_read_only_no_more_is_no_second_proc() {
+        let mut seen = observation();
+        seen.mounts = seen.mounts.replace("/proc/sys ro", "/proc/sys rw");
+        let posture = posture(&seen);
+        assert!(posture.read_only.value.is_empty());
+        let mut procs = posture.mounts.iter().filter(|one| one.value.kind == "proc");
+        assert_eq!(procs.next().unwrap().value.destination, Path::new("/proc"));
+        assert_eq!(procs.next(), None);
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Search {
         self.mounts.contains(&mount) || more.contains(&mount)
     }
 
-    /// The program that a process executes, and the files in its memory.
+    /// The program that a process executes, and the files in its memory; one that came in from outside brought those along.
     fn program_and_mappings(
         &mut self,
         directory: &str,
@@ -260,6 +260,9 @@ impl Search {
                 && !self.is_memory(&at, &target, &file)
             {
                 self.push_file(&at, &file);
+                if at.ends_with("/exe") {
+                    break;
+                }
             }
         }
         Ok(())
