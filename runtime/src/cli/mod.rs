@@ -179,13 +179,13 @@ enum CliError {
 
 /// The exit code of `exec` where no process of the container gives one.
 const EXEC_FAILED: u8 = 255;
+/// The exit code of `verify` without a report: 1 is an answer.
+const VERIFY_FAILED: u8 = 2;
 
 impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Exec(_) => EXEC_FAILED,
-            // 1 is an answer.
-            Self::Verify(_) => 2,
             _ => 1,
         }
     }
@@ -227,12 +227,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             };
         }
     };
+    let is_verify = matches!(cli.command, Command::Verify(_));
     let log = match log::Log::open(cli.global.log.as_deref(), cli.global.log_format) {
         Ok(log) => log,
         Err(error) => {
             let path = cli.global.log.unwrap_or_default();
             eprintln!("rt: open the log {}: {error}", path.display());
-            return 1;
+            return if is_verify { VERIFY_FAILED } else { 1 };
         }
     };
     log::install(log.clone(), cli.global.debug);
@@ -242,7 +243,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             let text = error_chain(&error);
             log.error(&text);
             eprintln!("rt: {text}");
-            error.exit_code()
+            if is_verify {
+                VERIFY_FAILED
+            } else {
+                error.exit_code()
+            }
         }
     }
 }
@@ -271,10 +276,10 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
         let reason = text.lines().next().unwrap_or_default();
         log.error(reason.trim_start_matches("error: "));
     }
-    if understood.subcommand_name() == Some("exec") {
-        EXEC_FAILED
-    } else {
-        1
+    match understood.subcommand_name() {
+        Some("exec") => EXEC_FAILED,
+        Some("verify") => VERIFY_FAILED,
+        _ => 1,
     }
 }
 

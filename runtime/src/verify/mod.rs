@@ -26,7 +26,7 @@ mod resources;
 mod rules;
 mod syscalls;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -258,6 +258,8 @@ const APPARMOR_PROFILE: &str = "process.apparmorProfile";
 /// Findings as they come.
 struct Examination<'a> {
     policy: &'a Policy,
+    /// The rules that were asked.
+    asked: BTreeSet<&'static str>,
     properties: Vec<Property>,
     findings: Vec<Finding>,
 }
@@ -266,12 +268,14 @@ impl<'a> Examination<'a> {
     fn new(policy: &'a Policy) -> Self {
         Self {
             policy,
+            asked: BTreeSet::new(),
             properties: Vec::new(),
             findings: Vec::new(),
         }
     }
 
     fn draft(&mut self, draft: &Draft) {
+        self.note(rules::NOT_ON_THIS_HOST, None);
         let mut wrong: Vec<Weakness> = Vec::new();
         match &draft.problem {
             Some(error) if is_of_the_host(error) => {
@@ -352,6 +356,7 @@ impl<'a> Examination<'a> {
             reference,
             ..
         } = *rule;
+        self.asked.insert(rule.id);
         let findings = weaknesses.into_iter().map(|one| Finding {
             rule: rule.id,
             severity,
@@ -368,7 +373,6 @@ impl<'a> Examination<'a> {
         // Stable: within a severity in the order in which they were found, rule by rule.
         self.findings
             .sort_by_key(|one| std::cmp::Reverse(one.severity));
-        let asked = rules::ALL.iter().map(|rule| rule.id);
         let is_kept = self
             .findings
             .iter()
@@ -383,8 +387,10 @@ impl<'a> Examination<'a> {
                 .iter()
                 .filter(|one| jail::must_be_seen(one))
                 .count(),
-            rules: asked
-                .filter(|id| self.policy.setting(id).is_some())
+            rules: rules::ALL
+                .iter()
+                .map(|rule| rule.id)
+                .filter(|id| self.asked.contains(id))
                 .collect(),
             properties: self
                 .properties

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::conformance::Property;
 use super::policy::Severity;
-use super::{Report, rules};
+use super::{Report, jail, rules};
 
 /// The form of a report.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -125,7 +125,7 @@ impl Report {
         let known = rules::ALL
             .iter()
             .filter(|rule| self.rules.contains(&rule.id));
-        let descriptors: Vec<Value> = known
+        let mut descriptors: Vec<Value> = known
             .map(|rule| {
                 json!({
                     "id": rule.id,
@@ -135,6 +135,13 @@ impl Report {
                 })
             })
             .collect();
+        let conformance = descriptors.len();
+        if !self.properties.is_empty() {
+            descriptors.push(json!({
+                "id": CONFORMANCE,
+                "shortDescription": { "text": "what was asked for is what the kernel says is there" },
+            }));
+        }
         let uri = file_uri(&self.subject);
         let location = |at: &str| {
             let mut location =
@@ -145,7 +152,7 @@ impl Report {
             }
             location
         };
-        let broken = self.broken().map(|one| {
+        let of_property = |one: &Property, kind: &str, level: &str| {
             let text = format!(
                 "{}: asked: {}; found: {}",
                 one.label(),
@@ -154,11 +161,17 @@ impl Report {
             );
             json!({
                 "ruleId": CONFORMANCE,
-                "level": "error",
+                "ruleIndex": conformance,
+                "kind": kind,
+                "level": level,
                 "message": { "text": text },
                 "locations": [location(&one.at)],
             })
-        });
+        };
+        let broken = self.broken();
+        let broken = broken.map(|one| of_property(one, "fail", "error"));
+        let unseen = self.properties.iter().filter(|one| jail::must_be_seen(one));
+        let unseen = unseen.map(|one| of_property(one, "open", "none"));
         let results: Vec<Value> = self
             .findings
             .iter()
@@ -172,6 +185,7 @@ impl Report {
                 })
             })
             .chain(broken)
+            .chain(unseen)
             .collect();
         json!({
             "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json",
@@ -206,6 +220,16 @@ impl Report {
             .with_attribute((
                 "failures",
                 (broken.len() + self.broken().count()).to_string().as_str(),
+            ))
+            .with_attribute(("errors", "0"))
+            .with_attribute((
+                "skipped",
+                self.properties
+                    .iter()
+                    .filter(|one| one.holds.is_none())
+                    .count()
+                    .to_string()
+                    .as_str(),
             ));
         suite.write_inner_content(|writer| {
             for one in &self.properties {

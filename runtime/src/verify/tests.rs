@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::conformance::Property;
 use super::policy::{Policy, Severity};
+use super::posture::Fact;
 use super::report::Format;
 use super::{Report, bundle, rules};
 
@@ -936,6 +938,8 @@ fn what_can_not_be_parsed_is_a_finding_and_what_is_not_there_an_error() {
         (report.findings[0].rule, report.holds),
         ("specification", false)
     );
+    // No other rule was asked.
+    assert_eq!(report.rules, ["specification"]);
 }
 
 #[test]
@@ -988,9 +992,40 @@ fn the_forms_of_a_report_have_their_fields() {
     let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
     assert_eq!(run["tool"]["driver"]["rules"][index]["id"], "masked-paths");
     let junit = report.render(Format::Junit).unwrap();
-    assert!(junit.contains("failures=\"1\""), "{junit}");
+    assert!(
+        junit.contains("failures=\"1\" errors=\"0\" skipped=\"0\""),
+        "{junit}"
+    );
     assert!(
         junit.contains("error: linux.maskedPaths: /proc/kcore can be read</failure>"),
         "{junit}"
     );
+}
+
+#[test]
+fn what_was_not_seen_is_no_success_in_any_form() {
+    let found = Fact::new("/proc/7/fd", "too many".to_owned());
+    let property = Property {
+        holds: None,
+        ..Property::new("descriptors", "none outside of it", &found, true)
+    };
+    let mut report = verify("baseline", &sound());
+    (report.properties, report.unseen) = (vec![property], 1);
+    let sarif: Value = serde_json::from_str(&report.render(Format::Sarif).unwrap()).unwrap();
+    let run = &sarif["runs"][0];
+    let results = run["results"].as_array().unwrap();
+    let result = results.last().unwrap();
+    assert_eq!(
+        (&result["kind"], &result["level"]),
+        (&json!("open"), &json!("none"))
+    );
+    let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
+    assert_eq!(run["tool"]["driver"]["rules"][index]["id"], "conformance");
+    let junit = report.render(Format::Junit).unwrap();
+    assert!(
+        junit.contains("skipped=\"1\"") && junit.contains("<skipped "),
+        "{junit}"
+    );
+    let text = report.render(Format::Text).unwrap();
+    assert!(text.contains("\nnot known: "), "{text}");
 }
