@@ -121,6 +121,17 @@ fn of_linux(linux: &Linux, found: &mut Vec<Weakness>) {
     );
     overlaps("linux.uidMappings", linux.uid_mappings().as_ref(), found);
     overlaps("linux.gidMappings", linux.gid_mappings().as_ref(), found);
+    if !has_namespace(linux, LinuxNamespaceType::User) {
+        for (at, maps) in [
+            ("linux.uidMappings", linux.uid_mappings()),
+            ("linux.gidMappings", linux.gid_mappings()),
+        ] {
+            if maps.as_ref().is_some_and(|maps| !maps.is_empty()) {
+                let what = "they need a namespace of type \"user\"";
+                found.push(Weakness::new(at, what));
+            }
+        }
+    }
     sysctls(linux, found);
     if let Some(profile) = linux.seccomp() {
         seccomp(profile, found);

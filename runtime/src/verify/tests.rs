@@ -539,6 +539,24 @@ const PLANTED: &[Planted] = &[
         "/etc of the host, with /etc/shadow",
     ),
     (
+        |c| c["mounts"][5]["source"] = json!("/srv/../etc/hosts"),
+        "writable-host-paths",
+        "mounts[5]",
+        "/etc/hosts of the host can be written",
+    ),
+    (
+        |c| c["mounts"][5]["source"] = json!("/home/alice"),
+        "host-paths",
+        "mounts[5]",
+        "/home/alice of the host, with /home/*/.ssh, can be written",
+    ),
+    (
+        |c| c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 9}]),
+        "specification",
+        "linux.uidMappings",
+        "need a namespace of type \"user\"",
+    ),
+    (
         |c| c["mounts"][5]["source"] = json!("/srv/../proc/1"),
         "host-paths",
         "mounts[5]",
@@ -861,6 +879,12 @@ fn what_runtimes_and_users_usually_mount_is_no_finding() {
     for source in USUAL {
         let found = found("baseline", |config| {
             config["mounts"][5]["source"] = json!(source);
+            let may_be_written = !source.starts_with("/etc") && !source.starts_with("/usr");
+            config["mounts"][5]["options"] = if may_be_written {
+                json!(["rbind", "rslave"])
+            } else {
+                json!(["rbind", "rslave", "ro"])
+            };
         });
         assert_eq!(found, [], "{source}");
     }

@@ -217,6 +217,34 @@ pub(super) const HOST_PATHS: Rule = Rule {
     },
 };
 
+pub(super) const WRITABLE_HOST_PATHS: Rule = Rule {
+    id: "writable-host-paths",
+    why: "the container changes what the host's programs are, or are configured by",
+    fix: "add \"ro\" to the mount's options, or mount a file that is the container's own",
+    reference: POD_SECURITY,
+    lists: FORBID,
+    check: |setting| patterns(&setting.forbid).map(drop),
+    judge: |posture, setting| {
+        let forbid = patterns(&setting.forbid).unwrap_or_default();
+        let is_forbidden = |path: &Path| {
+            forbid
+                .iter()
+                .any(|one| one.meets(path) == Some(Match::Named))
+        };
+        let mounts = posture
+            .mounts
+            .iter()
+            .filter(|mount| !mount.value.is_read_only);
+        mounts
+            .filter_map(|Fact { at, value }| {
+                let source = value.source.as_deref().filter(|path| is_forbidden(path))?;
+                let what = format!("{} of the host can be written", source.display());
+                Some(Weakness::new(at, what))
+            })
+            .collect()
+    },
+};
+
 fn patterns(texts: &[String]) -> Result<Vec<Pattern>, String> {
     texts.iter().map(|text| Pattern::parse(text)).collect()
 }
@@ -263,10 +291,8 @@ pub(super) const RUNTIME_SOCKETS: Rule = Rule {
             for source in mount.sources() {
                 let name = source.file_name().unwrap_or_default();
                 if setting.forbid.iter().any(|one| name == one.as_str()) {
-                    weaknesses.push(Weakness::new(
-                        at,
-                        format!("{} of the host", source.display()),
-                    ));
+                    let what = format!("the socket {} of the host is given", source.display());
+                    weaknesses.push(Weakness::new(at, what));
                 }
             }
         }

@@ -121,7 +121,7 @@ pub const UNSUPPORTED: &str = "unsupported";
 pub const NOT_ON_THIS_HOST: &str = "not-on-this-host";
 
 /// Every rule, in the order of a report.
-pub static ALL: [Rule; 38] = [
+pub static ALL: [Rule; 39] = [
     Rule {
         id: SPECIFICATION,
         why: "a runtime refuses the bundle, or makes another container than was meant",
@@ -169,6 +169,7 @@ pub static ALL: [Rule; 38] = [
     filesystem::WRITABLE_SYSFS,
     filesystem::WRITABLE_CGROUPS,
     filesystem::HOST_PATHS,
+    filesystem::WRITABLE_HOST_PATHS,
     filesystem::RUNTIME_SOCKETS,
     filesystem::MOUNT_TYPES,
     filesystem::MOUNT_PROPAGATION,
