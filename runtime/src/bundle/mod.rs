@@ -217,7 +217,9 @@ pub struct Draft {
     pub dir: PathBuf,
     /// The file.
     pub path: PathBuf,
-    /// As it is, with the parts that we do not know.
+    /// As it is.
+    pub text: String,
+    /// The same with the parts that we do not know.
     pub json: Value,
     /// As a bundle's, but `root.path` and the sources of bind mounts are made absolute without following links.
     pub spec: Spec,
@@ -233,14 +235,16 @@ impl Draft {
     pub fn read(dir: &Path) -> Result<Self, BundleError> {
         let dir = directory(dir)?;
         let path = dir.join(CONFIG_FILE);
-        let json = load_json(&path)?;
-        let (mut spec, _) = load_config(&path)?;
+        let text = read_config(&dir, &path)?;
+        let json = parse_json(&path, &text)?;
+        let (mut spec, _) = parse(&path, &text)?;
         let problem = check(&dir, &path, &spec).err();
         let rootfs = spec.root().as_ref().map(|root| dir.join(root.path()));
         make_absolute(&dir, &rootfs.unwrap_or_default(), &mut spec);
         Ok(Self {
             dir,
             path,
+            text: String::from_utf8_lossy(&text).into_owned(),
             json,
             spec,
             problem,
@@ -277,7 +281,11 @@ pub fn load_config(path: &Path) -> Result<(Spec, Option<VmSection>), BundleError
 /// It cannot be read, or is no JSON.
 pub fn load_json(path: &Path) -> Result<Value, BundleError> {
     let text = read_config(path.parent().unwrap_or(path), path)?;
-    serde_json::from_slice(&text).map_err(|source| BundleError::Syntax {
+    parse_json(path, &text)
+}
+
+fn parse_json(path: &Path, text: &[u8]) -> Result<Value, BundleError> {
+    serde_json::from_slice(text).map_err(|source| BundleError::Syntax {
         path: path.to_owned(),
         source,
     })

@@ -24,6 +24,7 @@ mod processes;
 mod report;
 mod resources;
 mod rules;
+mod source;
 mod syscalls;
 
 use std::collections::{BTreeSet, HashSet};
@@ -86,6 +87,9 @@ pub struct Finding {
     pub severity: Severity,
     /// The JSON path in `config.json`, or the file of the kernel.
     pub at: String,
+    /// The line of `config.json` that has it, or what it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
     /// What is there.
     pub what: String,
     /// What can happen.
@@ -283,6 +287,10 @@ impl<'a> Examination<'a> {
             }
             problem => wrong.extend(problem.as_ref().map(weakness_of)),
         }
+        for at in source::look(&draft.text, []).twice {
+            let what = "it is given twice: one runtime takes the first, another the last";
+            wrong.push(Weakness::new(at, what));
+        }
         let mut known: HashSet<String> = wrong.iter().map(|one| one.at.clone()).collect();
         for one in lint::contradictions(&draft.json, &draft.spec) {
             if known.insert(one.at.clone()) {
@@ -318,6 +326,11 @@ impl<'a> Examination<'a> {
         let is_known = |one: &Weakness| self.findings.iter().any(|known| known.at == one.at);
         let refused = refused.filter(|one| !is_wrong && !is_known(one));
         self.note(rules::UNSUPPORTED, refused);
+        let places = self.findings.iter().map(|one| one.at.as_str());
+        let lines = source::look(&draft.text, places).lines;
+        for one in &mut self.findings {
+            one.line = lines.get(&one.at).copied();
+        }
     }
 
     /// Why the engine refuses a configuration, other than for what this host lacks.
@@ -361,6 +374,7 @@ impl<'a> Examination<'a> {
             rule: rule.id,
             severity,
             at: printable(&one.at),
+            line: None,
             what: printable(&one.what),
             why,
             fix,

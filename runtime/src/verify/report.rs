@@ -143,12 +143,16 @@ impl Report {
             }));
         }
         let uri = file_uri(&self.subject);
-        let location = |at: &str| {
+        let location = |at: &str, line: Option<usize>| {
             let mut location =
                 json!({ "logicalLocations": [{ "fullyQualifiedName": at, "kind": "member" }] });
             // A process is in no file.
             if let Some(uri) = &uri {
-                location["physicalLocation"] = json!({ "artifactLocation": { "uri": uri } });
+                let mut place = json!({ "artifactLocation": { "uri": uri } });
+                if let Some(line) = line {
+                    place["region"] = json!({ "startLine": line });
+                }
+                location["physicalLocation"] = place;
             }
             location
         };
@@ -165,7 +169,7 @@ impl Report {
                 "kind": kind,
                 "level": level,
                 "message": { "text": text },
-                "locations": [location(&one.at)],
+                "locations": [location(&one.at, None)],
             })
         };
         let broken = self.broken();
@@ -181,7 +185,7 @@ impl Report {
                     "ruleIndex": self.rules.iter().position(|id| *id == one.rule),
                     "level": one.severity.name(),
                     "message": { "text": format!("{}: {}", one.at, one.what) },
-                    "locations": [location(&one.at)],
+                    "locations": [location(&one.at, one.line)],
                 })
             })
             .chain(broken)

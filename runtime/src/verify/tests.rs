@@ -962,6 +962,17 @@ fn what_can_not_be_parsed_is_a_finding_and_what_is_not_there_an_error() {
         (report.findings[0].rule, report.holds),
         ("specification", false)
     );
+    let twice = sound()
+        .to_string()
+        .replacen("\"cwd\"", "\"cwd\":\"/x\",\"cwd\"", 1);
+    std::fs::write(directory.path().join("config.json"), twice).unwrap();
+    let places = bundle(directory.path(), &policy).unwrap().findings;
+    assert!(
+        places
+            .iter()
+            .any(|one| one.at == "process.cwd" && one.rule == "specification"),
+        "{places:?}"
+    );
     // No other rule was asked.
     assert_eq!(report.rules, ["specification"]);
 }
@@ -1015,6 +1026,9 @@ fn the_forms_of_a_report_have_their_fields() {
     assert_eq!(result["level"], "error");
     let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
     assert_eq!(run["tool"]["driver"]["rules"][index]["id"], "masked-paths");
+    let region = &result["locations"][0]["physicalLocation"]["region"];
+    assert_eq!(region["startLine"], json["findings"][0]["line"]);
+    assert_ne!(region["startLine"], Value::Null);
     let junit = report.render(Format::Junit).unwrap();
     assert!(
         junit.contains("failures=\"1\" errors=\"0\" skipped=\"0\""),
