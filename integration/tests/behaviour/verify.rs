@@ -77,6 +77,10 @@ pub const CONTAINER_CLAIMS: &[Entry] = &[
         a_setting_that_is_not_in_force_is_found,
     ),
     (
+        "another_map_of_a_mount_is_found",
+        another_map_of_a_mount_is_found,
+    ),
+    (
         "who_makes_users_of_its_own_is_not_known",
         who_makes_users_of_its_own_is_not_known,
     ),
@@ -563,6 +567,45 @@ fn a_setting_that_is_not_in_force_is_found(fixture: &Fixture) -> Claim {
     let shares = shares.next().ok_or("no shares")?;
     ensure_eq!(shares["asked"], "1024", "shares");
     Ok(())
+}
+
+fn another_map_of_a_mount_is_found(fixture: &Fixture) -> Claim {
+    if kernel_version()? < (6, 15) {
+        println!("skipped: Linux tells the maps of a mount since 6.15");
+        return Ok(());
+    }
+    let mut bundle = confined(fixture)?;
+    let map = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 10}]);
+    bundle.mount(json!({
+        "destination": "/mapped", "type": "bind", "source": fixture.dir(), "options": ["bind"],
+        "uidMappings": map(100_000), "gidMappings": map(200_000)
+    }));
+    let id = fixture.id("mapped");
+    fixture.start_detached(&bundle, &id)?;
+    let (report, code) = verify(fixture, &["--live", &id])?;
+    ensure_eq!((broken(&report), code), (vec![], 0), "{report}");
+    let pid = pid_of(fixture, &id)?;
+    let mounts = bundle.spec["mounts"].as_array_mut().into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["destination"] == "/mapped") {
+        mount["gidMappings"] = map(0);
+    }
+    bundle.save()?;
+    let dir = bundle.dir().to_string_lossy().into_owned();
+    let (report, code) = verify(fixture, &["--pid", &pid, &dir])?;
+    ensure_eq!(
+        (broken(&report), code),
+        (vec!["mount /mapped"], 1),
+        "{report}"
+    );
+    Ok(())
+}
+
+/// The kernel's version: the first two numbers of its release.
+fn kernel_version() -> Answer<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse);
+    let mut next = || numbers.next().ok_or("no version");
+    Ok((next()??, next()??))
 }
 
 fn who_makes_users_of_its_own_is_not_known(fixture: &Fixture) -> Claim {

@@ -422,7 +422,9 @@ fn devices(asked: &Posture, found: &Posture) -> Property {
 mod tests {
     use std::collections::BTreeSet;
 
-    use engine::observation::{Instruction, Outside, Stray, StrayKind, Thread, ThreadFilters};
+    use engine::observation::{
+        IdMaps, Instruction, Outside, Stray, StrayKind, Thread, ThreadFilters,
+    };
     use serde_json::json;
 
     use super::*;
@@ -441,7 +443,9 @@ mod tests {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec"]},
                 {"destination": "/v", "type": "bind", "source": "/srv", "options": ["bind", "ro"]},
-                {"destination": "/w", "type": "bind", "source": "/srv", "options": ["rbind", "rro", "nodev"]}
+                {"destination": "/w", "type": "bind", "source": "/srv", "options": ["rbind", "rro", "nodev"],
+                 "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+                 "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 10}]}
             ],
             "linux": {
                 "namespaces": [
@@ -518,7 +522,7 @@ mod tests {
 50 40 0:50 / / ro - overlay overlay ro
 51 50 0:51 / /proc rw,nosuid,noexec - proc proc rw
 52 50 8:1 /srv /v ro - ext4 /dev/sda1 rw
-53 50 8:1 /srv /w ro,nodev - ext4 /dev/sda1 rw
+53 50 8:1 /srv /w ro,nodev,idmapped - ext4 /dev/sda1 rw
 54 53 0:60 / /w/below ro - tmpfs tmpfs rw
 55 51 0:51 /sys /proc/sys ro - proc proc rw
 56 51 0:53 /null /proc/keys rw - tmpfs tmpfs rw
@@ -749,6 +753,18 @@ mod tests {
         });
         shows("mount /w", &|seen| swap(seen, "/w/below ro", "/w/below rw"));
         shows("mount /w", &|seen| swap(seen, "/w ro,nodev", "/w ro"));
+        shows("mount /w", &|seen| swap(seen, ",idmapped", ""));
+        let maps = |seen: &mut Observation, users: &str| {
+            let mut places = seen.places.iter_mut();
+            let place = places.find(|one| one.path == "/w").unwrap();
+            let file = place.found.as_mut().unwrap().as_mut().unwrap();
+            file.maps = Some(IdMaps {
+                users: users.to_owned(),
+                groups: "0 2000 10".to_owned(),
+            });
+        };
+        assert_eq!(broken(|seen| maps(seen, "0 1000 10")), [""; 0]);
+        shows("mount /w", &|seen| maps(seen, "0 0 10"));
         shows("devices", &|seen| {
             seen.devices = Ok(vec!["b 8:0 r".to_owned()]);
         });

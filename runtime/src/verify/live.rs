@@ -146,9 +146,12 @@ fn namespaces(seen: &Observation) -> BTreeMap<&'static str, Fact<Sharing>> {
 /// (user_namespaces(7): `inside outside size` a line, the outside as the reader's namespace has it.)
 pub(super) fn id_ranges(seen: &Observation, map: &str) -> Option<Vec<IdRange>> {
     let user = seen.namespaces.get("user")?;
-    if user.host.contains(&user.own) {
-        return None;
-    }
+    let is_own = !user.host.contains(&user.own);
+    is_own.then(|| ranges(map))
+}
+
+/// The ranges in such a text.
+pub(super) fn ranges(map: &str) -> Vec<IdRange> {
     let range = |line: &str| {
         let mut numbers = line.split_whitespace().map(str::parse);
         let mut next = || numbers.next()?.ok();
@@ -158,7 +161,7 @@ pub(super) fn id_ranges(seen: &Observation, map: &str) -> Option<Vec<IdRange>> {
             size: next()?,
         })
     };
-    Some(map.lines().filter_map(range).collect())
+    map.lines().filter_map(range).collect()
 }
 
 /// Ranges as they were read in a file.

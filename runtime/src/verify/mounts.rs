@@ -5,13 +5,15 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount as SpecMount;
+use engine::observation::IdMaps;
+use oci_spec::runtime::{LinuxIdMapping, Mount as SpecMount};
 
 use super::config::is_set;
 use super::conformance::{Comparison, Property};
+use super::live;
 use super::mount_data;
 use super::mount_table::{At, Line, Table};
-use super::posture::{Fact, Mount, Sharing};
+use super::posture::{Fact, IdRange, Mount, Sharing};
 
 /// File systems whose type is told as it is asked for.
 const KINDS: [&str; 11] = [
@@ -64,6 +66,23 @@ impl Asked<'_> {
         has(self.spec.uid_mappings())
             || has(self.spec.gid_mappings())
             || is_set(self.spec, &["idmap", "ridmap"], &[])
+    }
+
+    /// Whether these are the maps that were asked for, if any were named.
+    fn has_maps(&self, found: &IdMaps) -> bool {
+        let is_same = |asked: &Option<Vec<LinuxIdMapping>>, found: &str| {
+            let asked = asked.iter().flatten().map(|one| IdRange {
+                inside: one.container_id(),
+                outside: one.host_id(),
+                size: one.size(),
+            });
+            let (mut asked, mut found): (Vec<_>, _) = (asked.collect(), live::ranges(found));
+            asked.sort_by_key(|range| range.inside);
+            found.sort_by_key(|range| range.inside);
+            asked.is_empty() || asked == found
+        };
+        is_same(self.spec.uid_mappings(), &found.users)
+            && is_same(self.spec.gid_mappings(), &found.groups)
     }
 
     fn is_recursive(&self) -> bool {
@@ -339,6 +358,10 @@ fn of_asked(
     }
     for option in mount_data::missing(asked.spec, line) {
         differs(&format!("{option} is not in force"));
+    }
+    let maps = table.file_of(line).and_then(|file| file.maps.as_ref());
+    if maps.is_some_and(|maps| !asked.has_maps(maps)) {
+        differs("it maps other ids");
     }
     let wanted = all
         .iter()

@@ -7,6 +7,7 @@
 
 mod descriptors;
 mod filters;
+mod id_maps;
 mod limits;
 mod objects;
 mod places;
@@ -31,6 +32,9 @@ pub use objects::{Needs, needs};
 
 /// How many bytes of a file are read.
 const TEXT_LIMIT: u64 = 4 << 20;
+
+/// An option in mountinfo.
+const IS_MAPPED: &str = "idmapped";
 
 /// Files of the kernel that tell of it or change it; those that a kernel does not have need not be hidden.
 const SENSITIVE: [&str; 20] = [
@@ -168,6 +172,17 @@ pub struct Visible {
     pub inode: u64,
     /// Bytes; what that means for a directory is the file system's to say.
     pub size: u64,
+    /// The maps of the mount, where it has some and the kernel tells them.
+    pub maps: Option<IdMaps>,
+}
+
+/// The ids that an id-mapped mount maps, in the form of `/proc/pid/uid_map`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct IdMaps {
+    /// Of users.
+    pub users: String,
+    /// Of groups.
+    pub groups: String,
 }
 
 /// Where a thread is that it should not be.
@@ -315,7 +330,7 @@ pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observa
     let (held, whole) = descriptors::outside(&container, Extent::All);
     note(Topic::Descriptors, whole);
     let mut outside = held.outside;
-    let seen = places::look(pid, paths(spec, &mounts));
+    let seen = places::look(pid, paths(spec, &mounts), mounts.contains(IS_MAPPED));
     note(Topic::Mounts, seen.all);
     let is_of_its_own = |one: &Namespace| !one.host.contains(&one.own);
     if seen.root_is_top == Ok(false) && namespaces.get("mnt").is_some_and(is_of_its_own) {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Place, Visible};
+use super::{Place, Visible, id_maps};
 
 /// How many paths are looked at.
 const LIMIT: usize = 2048;
@@ -34,8 +34,8 @@ pub(super) struct Seen {
     pub(super) all: Result<(), String>,
 }
 
-/// Looks at `paths` in the root of `pid`.
-pub(super) fn look(pid: Pid, mut paths: Vec<String>) -> Seen {
+/// Looks at `paths` in the root of `pid`, some of whose mounts may have maps of ids.
+pub(super) fn look(pid: Pid, mut paths: Vec<String>, are_mapped: bool) -> Seen {
     paths.sort_unstable();
     paths.dedup();
     let mut all = Ok(());
@@ -47,6 +47,7 @@ pub(super) fn look(pid: Pid, mut paths: Vec<String>) -> Seen {
     let (told, answers) = mpsc::channel();
     let asked = paths.clone();
     // It is left behind if it hangs: nobody can wake it but who does not answer.
+    let namespace = are_mapped.then(|| id_maps::namespace(pid)).flatten();
     let worker = thread::Builder::new().spawn(move || {
         let root = open_root(&root);
         let directory = root.as_ref().map_err(ToString::to_string);
@@ -55,7 +56,7 @@ pub(super) fn look(pid: Pid, mut paths: Vec<String>) -> Seen {
             .into_iter()
             .map(|path| {
                 let found = match &root {
-                    Ok(root) => visible(root, &path).map_err(|error| error.to_string()),
+                    Ok(root) => visible(root, &path, namespace).map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
                 };
                 Place { path, found }
@@ -123,7 +124,7 @@ fn is_top(root: &OwnedFd) -> io::Result<bool> {
     Ok(is_same(|file| file.stx_mnt_id) && is_same(|file| file.stx_ino))
 }
 
-fn visible(root: &OwnedFd, path: &str) -> io::Result<Option<Visible>> {
+fn visible(root: &OwnedFd, path: &str, namespace: Option<u64>) -> io::Result<Option<Visible>> {
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut left = TRIES;
@@ -146,5 +147,6 @@ fn visible(root: &OwnedFd, path: &str) -> io::Result<Option<Visible>> {
         of: (found.stx_dev_major, found.stx_dev_minor),
         inode: found.stx_ino,
         size: found.stx_size,
+        maps: namespace.and_then(|namespace| id_maps::of(&file, namespace)),
     }))
 }
