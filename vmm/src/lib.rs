@@ -25,4 +25,4 @@ mod vm;
 pub use config::{KernelConfig, Origin, SharedDirectory, VmConfig, VsockConfig};
 pub use devices::serial::ConsoleTail;
 pub use exit::VmExit;
-pub use vm::{Error, RunningVm, Timeline, Vm};
+pub use vm::{Error, PausedVm, RunningVm, Timeline, Vm};

@@ -106,6 +106,19 @@ const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
+/// What a vCPU is: KVM_GET_MP_STATE, _SREGS, _XSAVE, _XCRS, _DEBUGREGS, _LAPIC, _MSRS, _VCPU_EVENTS and _TSC_KHZ.
+const KVM_GET_STATE: [u32; 9] = [
+    0x8004_ae98,
+    0x8138_ae83,
+    0x9000_aea4,
+    0x8188_aea6,
+    0x8080_aea1,
+    0x8400_ae8e,
+    0xc008_ae88,
+    0x8040_ae9f,
+    0xaea3,
+];
 
 /// What every thread needs: memory, locks, descriptors that are open, signals, its own end.
 const EVERY: Table = &[
@@ -140,12 +153,21 @@ const EVERY: Table = &[
     (libc::SYS_writev, Always),
 ];
 
-/// Beside [`EVERY`]: entering the guest, and leading its interrupts where it says.
+/// Beside [`EVERY`]: entering the guest, leading its interrupts where it says, and telling what the vCPU is.
 const VCPU: Table = &[
     (libc::SYS_ioctl, Is(1, KVM_IRQFD)),
     (libc::SYS_ioctl, Is(1, KVM_SET_GSI_ROUTING)),
     (libc::SYS_ioctl, Is(1, KVM_RUN)),
     (libc::SYS_ioctl, Is(1, KVM_GET_REGS)),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[0])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[1])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[2])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[3])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[4])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[5])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[6])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[7])),
+    (libc::SYS_ioctl, Is(1, KVM_GET_STATE[8])),
 ];
 
 /// Beside [`EVERY`]: events, and the disk by a ring that reaches nothing else.
@@ -250,7 +272,7 @@ const VSOCK: Table = &[
 /// Beside [`EVERY`]: telling the other side that a stream has ended.
 const RELAY: Table = &[(libc::SYS_shutdown, Always)];
 
-/// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals.
+/// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals, and telling the machine's clock.
 const MAIN: Table = &[
     (libc::SYS_clock_nanosleep, Always),
     (libc::SYS_connect, Always),
@@ -265,6 +287,7 @@ const MAIN: Table = &[
     (libc::SYS_geteuid, Always),
     (libc::SYS_getgid, Always),
     (libc::SYS_getuid, Always),
+    (libc::SYS_ioctl, Is(1, KVM_GET_CLOCK)),
     (libc::SYS_ioctl, Is(1, libc::TCGETS as u32)),
     (libc::SYS_ioctl, Is(1, libc::TCSETS as u32)),
     (libc::SYS_ioctl, Is(1, libc::TIOCGWINSZ as u32)),

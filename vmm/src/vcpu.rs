@@ -9,10 +9,11 @@ use std::io;
 use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_run, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
@@ -23,6 +24,7 @@ use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::KvmError;
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::snapshot::VcpuState;
 
 /// Selectors of the boot descriptor table; Linux's 64-bit protocol names the first two.
 const CODE_SELECTOR: u16 = 0x10;
@@ -201,7 +203,7 @@ pub(crate) struct Shared {
     pub ports: Bus,
     pub mmio: Bus,
     pub latch: Arc<ExitLatch>,
-    /// Set before the vCPUs are kicked: they then end.
+    /// Set before the vCPUs are kicked: they then wait for their next order.
     pub stop: AtomicBool,
     /// When the boot processor first entered the guest.
     pub first_entry: OnceLock<Instant>,
@@ -209,10 +211,25 @@ pub(crate) struct Shared {
     pub user_exits: AtomicU64,
 }
 
+/// What the thread of a vCPU is to do next. It ends when there will be none.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Run the guest until the machine ends or is stopped.
+    Run,
+    /// Finish what the guest was left for.
+    Settle(SyncSender<()>),
+    /// Tell the state.
+    Save(SyncSender<Result<VcpuState, KvmError>>),
+}
+
 /// One vCPU with its thread's view of the machine.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
     pub fd: VcpuFd,
+    /// What the guest was told of it.
+    pub cpuid: CpuId,
+    /// The model-specific registers that KVM knows.
+    pub msrs: Arc<[u32]>,
     pub shared: Arc<Shared>,
 }
 
@@ -233,8 +250,25 @@ impl Drop for Running {
 }
 
 impl Vcpu {
+    /// Does what it is told until nobody is left to tell it.
+    pub fn obey(&mut self, orders: &Receiver<Order>) {
+        for order in orders {
+            // Whoever gave the order may have given up.
+            match order {
+                Order::Run => self.run(),
+                Order::Settle(settled) => {
+                    self.settle();
+                    let _ = settled.send(());
+                }
+                Order::Save(reply) => {
+                    let _ = reply.send(VcpuState::save(&self.fd, &self.cpuid, &self.msrs));
+                }
+            }
+        }
+    }
+
     /// Runs the vCPU until the machine ends or is stopped.
-    pub fn run(&mut self) {
+    fn run(&mut self) {
         let running = Running::enter(&mut self.fd);
         // The mask came from the thread that made this one; it may block everything.
         if let Err(error) = unblock_signal(kick_signal()) {
@@ -255,7 +289,7 @@ impl Vcpu {
 
     /// Lets KVM finish the access for which the guest was left last, which it does on the next entry, without letting
     /// the guest run.
-    pub fn settle(&mut self) {
+    fn settle(&mut self) {
         loop {
             self.fd.set_kvm_immediate_exit(1);
             match self.step() {

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,15 +32,17 @@ use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
-use crate::devices::virtio::{MmioTransport, ThreadHook, ThreadKind, VirtioDevice, mmio, rng::Rng};
+use crate::devices::virtio::{
+    MmioTransport, PauseError, ThreadHook, ThreadKind, VirtioDevice, mmio, rng::Rng,
+};
 use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::{self, Hypervisor, KvmError};
 use crate::layout;
 use crate::memory::{Memory, MemoryError};
 use crate::seccomp::{self, Policy, SeccompError, Thread};
-use crate::snapshot::{self, MachineState, SnapshotError, VcpuState};
+use crate::snapshot::{MachineState, SnapshotError, SnapshotFiles};
 use crate::stats::VcpuStats;
-use crate::vcpu::{self, Shared, Vcpu};
+use crate::vcpu::{self, Order, Shared, Vcpu};
 
 /// A vCPU thread runs the register side of the devices, which is shallow.
 const VCPU_STACK: usize = 256 << 10;
@@ -132,7 +133,10 @@ pub struct Timeline {
 #[derive(Debug)]
 pub struct Vm {
     parts: Parts,
-    vcpus: Vec<VcpuFd>,
+    /// Each with what the guest is told of it.
+    vcpus: Vec<(VcpuFd, CpuId)>,
+    /// The model-specific registers that KVM knows.
+    msrs: Arc<[u32]>,
     confinement: Confinement,
 }
 
@@ -280,7 +284,6 @@ impl Vm {
 
         let (shared, devices) = board.finish()?;
         if let Beginning::State(state) = &beginning {
-            devices.restore(state)?;
             kvm::set_clock(&vm, state.clock)?;
         }
         let vcpus = create_vcpus(&hypervisor, &vm, config.vcpus)?;
@@ -299,8 +302,12 @@ impl Vm {
                 }
             }
         }
-        let vcpus: Vec<_> = vcpus.into_iter().map(|(vcpu, _)| vcpu).collect();
-        let stats = vcpus.iter().filter_map(VcpuStats::open).collect();
+        if let Beginning::State(state) = &beginning {
+            // After the vCPUs: a device that goes on at once has interrupts for their local APICs.
+            devices.restore(state)?;
+        }
+        let stats = vcpus.iter().filter_map(|(vcpu, _)| VcpuStats::open(vcpu));
+        let stats = stats.collect();
         let parts = Parts {
             shared,
             devices,
@@ -316,6 +323,7 @@ impl Vm {
         Ok(Self {
             parts,
             vcpus,
+            msrs: hypervisor.msrs()?.into(),
             confinement,
         })
     }
@@ -335,51 +343,74 @@ impl Vm {
             parts: self.parts,
             threads: Vec::new(),
         };
-        let mut gates = Vec::with_capacity(self.vcpus.len());
-        for (index, fd) in self.vcpus.into_iter().enumerate() {
-            let shared = Arc::clone(&running.parts.shared);
-            let (thread, gate) = spawn_vcpu(index, Vcpu { fd, shared }, self.confinement)?;
+        for (index, (fd, cpuid)) in self.vcpus.into_iter().enumerate() {
+            let vcpu = Vcpu {
+                fd,
+                cpuid,
+                msrs: Arc::clone(&self.msrs),
+                shared: Arc::clone(&running.parts.shared),
+            };
+            let thread = VcpuThread::spawn(index, vcpu, self.confinement)?;
             running.threads.push(thread);
-            gates.push(gate);
         }
-        for gate in gates {
-            // The thread waits at its gate: it cannot be gone.
-            let _ = gate.send(());
-        }
+        running.enter();
         Ok(running)
     }
 }
 
-/// Starts the thread of a vCPU. It is confined when this returns, and enters the guest when
-/// something is sent through its gate; if the gate is dropped, it ends.
-fn spawn_vcpu(
-    index: usize,
-    vcpu: Vcpu,
-    confinement: Confinement,
-) -> Result<(JoinHandle<Vcpu>, SyncSender<()>), Error> {
-    let (report, confined) = mpsc::sync_channel(1);
-    let (gate, opened) = mpsc::sync_channel(1);
-    let thread = thread::Builder::new()
-        .name(format!("vcpu{index}"))
-        .stack_size(VCPU_STACK)
-        .spawn(move || {
-            let mut vcpu = vcpu;
-            let result = confinement.apply(Thread::Vcpu);
-            let ready = result.is_ok();
-            if report.send(result).is_ok() && ready && opened.recv().is_ok() {
-                vcpu.run();
+/// The thread of a vCPU.
+#[derive(Debug)]
+struct VcpuThread {
+    orders: SyncSender<Order>,
+    thread: JoinHandle<()>,
+}
+
+impl VcpuThread {
+    /// Starts the thread. It is confined when this returns, and waits for orders.
+    fn spawn(index: usize, mut vcpu: Vcpu, confinement: Confinement) -> Result<Self, Error> {
+        let (report, confined) = mpsc::sync_channel(1);
+        let (orders, given) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(VCPU_STACK)
+            .spawn(move || {
+                let result = confinement.apply(Thread::Vcpu);
+                let ready = result.is_ok();
+                if report.send(result).is_ok() && ready {
+                    vcpu.obey(&given);
+                }
+            })
+            .map_err(Error::host("starting a vCPU thread"))?;
+        match confined.recv() {
+            Ok(result) => result?,
+            Err(_) => {
+                let source = io::Error::other("the thread panicked");
+                return Err(Error::host("starting a vCPU thread")(source));
             }
-            vcpu
-        })
-        .map_err(Error::host("starting a vCPU thread"))?;
-    match confined.recv() {
-        Ok(result) => result?,
-        Err(_) => {
-            let source = io::Error::other("the thread panicked");
-            return Err(Error::host("starting a vCPU thread")(source));
+        }
+        Ok(Self { orders, thread })
+    }
+
+    /// Takes the vCPU out of the guest.
+    fn kick(&self) {
+        // A thread that has ended cannot be signalled.
+        let _ = self.thread.kill(vcpu::kick_signal());
+    }
+
+    /// Gives an order that is answered, and takes the answer.
+    fn ask<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> Result<T, SnapshotError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let given = self.orders.send(order(reply));
+        given.map_err(|_| SnapshotError::VcpuEnded)?;
+        answer.recv().map_err(|_| SnapshotError::VcpuEnded)
+    }
+
+    fn join(self) {
+        drop(self.orders);
+        if self.thread.join().is_err() {
+            tracing::error!("a vCPU thread panicked");
         }
     }
-    Ok((thread, gate))
 }
 
 /// Makes the vCPUs, each with what it is told of its processor.
@@ -443,13 +474,11 @@ impl Devices {
         lock(&self.io_apic)
             .restore(&state.io_apic)
             .map_err(SnapshotError::Interrupts)?;
-        let restored = self.virtio.len() == state.devices.len()
-            && self
-                .virtio
-                .iter()
-                .zip(&state.devices)
-                .all(|(device, state)| lock(device).restore(state));
-        if restored {
+        let mut alike = self.virtio.len() == state.devices.len();
+        for (device, state) in self.virtio.iter().zip(&state.devices) {
+            alike = alike && lock(device).restore(state)?;
+        }
+        if alike {
             Ok(())
         } else {
             let what = "its virtio devices differ".to_owned();
@@ -457,11 +486,17 @@ impl Devices {
         }
     }
 
-    /// Halts the virtio devices for good; what they were.
-    fn halt(&self) -> Result<Vec<mmio::State>, SnapshotError> {
-        let halted = self.virtio.iter().map(|device| lock(device).halt());
-        let halted: Option<_> = halted.collect();
-        halted.ok_or(SnapshotError::Unsettled)
+    /// Has the virtio devices stand still; what they are. With an error some may.
+    fn pause(&self) -> Result<Vec<mmio::State>, PauseError> {
+        let paused = self.virtio.iter().map(|device| lock(device).pause());
+        paused.collect()
+    }
+
+    /// Lets the virtio devices go on that stand still.
+    fn resume(&self) {
+        for device in &self.virtio {
+            lock(device).resume();
+        }
     }
 }
 
@@ -594,7 +629,7 @@ fn share<D: BusDevice>(device: D) -> Arc<Mutex<D>> {
 pub struct RunningVm {
     parts: Parts,
     /// By the vCPUs' indices.
-    threads: Vec<JoinHandle<Vcpu>>,
+    threads: Vec<VcpuThread>,
 }
 
 impl RunningVm {
@@ -633,37 +668,52 @@ impl RunningVm {
     /// Ends the vCPU threads of a machine that has ended.
     fn join(&mut self) -> VmExit {
         self.halt();
+        for thread in self.threads.drain(..) {
+            thread.join();
+        }
         lock(&self.parts.serial).drain();
         let exit = self.parts.shared.latch.get().cloned();
         exit.unwrap_or(VmExit::Stopped)
     }
 
-    /// Takes the vCPUs out of the guest and from their threads.
-    fn halt(&mut self) -> Vec<Vcpu> {
+    /// Takes the vCPUs out of the guest. Their threads then wait for orders.
+    fn halt(&self) {
         self.parts.shared.stop.store(true, Ordering::Release);
         for thread in &self.threads {
-            // A thread that has ended by itself cannot be signalled; it is joined below.
-            let _ = thread.kill(vcpu::kick_signal());
+            thread.kick();
         }
-        let vcpu = |thread: JoinHandle<Vcpu>| {
-            let vcpu = thread.join();
-            vcpu.inspect_err(|_| tracing::error!("a vCPU thread panicked"))
-                .ok()
-        };
-        self.threads.drain(..).filter_map(vcpu).collect()
     }
 
-    /// Ends the machine where it is and writes it down in the empty directory `directory`, for others to go on from as
-    /// [`Origin::Snapshot`]. What its devices have of the host does not go along: connections are cut, and files that
-    /// the guest has open in shared directories are not known to the next.
+    /// Lets the vCPUs, whose threads wait for orders, run the guest.
+    fn enter(&self) {
+        self.parts.shared.stop.store(false, Ordering::Release);
+        for thread in &self.threads {
+            // One that has ended shows when the machine does not go on.
+            let _ = thread.orders.send(Order::Run);
+        }
+    }
+
+    /// Has the machine stand still, with all of its devices.
     ///
     /// # Errors
-    /// It has ended before, KVM does not tell something, or the files cannot be written.
-    pub fn write_snapshot(mut self, directory: &Path) -> Result<(), SnapshotError> {
-        let mut vcpus = self.halt();
-        for vcpu in &mut vcpus {
-            vcpu.settle();
+    /// It has ended before, or a device or KVM does not tell its state; the machine goes on then.
+    pub fn pause(&mut self) -> Result<PausedVm<'_>, SnapshotError> {
+        self.halt();
+        match self.stand_still() {
+            Ok(state) => Ok(PausedVm { vm: self, state }),
+            Err(error) => {
+                self.go_on();
+                Err(error)
+            }
         }
+    }
+
+    fn go_on(&self) {
+        self.parts.devices.resume();
+        self.enter();
+    }
+
+    fn stand_still(&self) -> Result<MachineState, SnapshotError> {
         let Parts {
             shared,
             devices,
@@ -672,26 +722,26 @@ impl RunningVm {
             memory,
             ..
         } = &self.parts;
+        for thread in &self.threads {
+            thread.ask(Order::Settle)?;
+        }
         if let Some(exit) = shared.latch.get() {
             return Err(SnapshotError::Ended(exit.clone()));
         }
         // Before the vCPUs are read: a device's last interrupt is in a local APIC.
-        let virtio = devices.halt()?;
-        let hypervisor = Hypervisor::open()?;
-        let msrs = hypervisor.msrs()?;
-        // At most 254.
-        let cpuids = cpuids(&hypervisor, vcpus.len() as u8)?;
-        let vcpus = vcpus.iter().zip(&cpuids);
-        let vcpus = vcpus.map(|(vcpu, cpuid)| VcpuState::save(&vcpu.fd, cpuid, &msrs));
-        let state = MachineState {
+        let virtio = devices.pause()?;
+        let mut vcpus = Vec::with_capacity(self.threads.len());
+        for thread in &self.threads {
+            vcpus.push(thread.ask(Order::Save)??);
+        }
+        Ok(MachineState {
             memory: memory.size().bytes(),
             clock: kvm::clock(vm)?,
             io_apic: lock(&devices.io_apic).state(),
             serial: lock(serial).registers(),
             devices: virtio,
-            vcpus: vcpus.collect::<Result<_, _>>()?,
-        };
-        snapshot::write(directory, &state, memory)
+            vcpus,
+        })
     }
 
     /// The last lines of the guest's console.
@@ -721,6 +771,29 @@ impl RunningVm {
     /// How often the vCPUs came to user space, for a port, a register or a signal.
     pub fn user_exits(&self) -> u64 {
         self.parts.shared.user_exits.load(Ordering::Relaxed)
+    }
+}
+
+/// A machine that stands still. Where it is dropped the machine does so for good, and is only to be stopped.
+#[derive(Debug)]
+pub struct PausedVm<'a> {
+    vm: &'a mut RunningVm,
+    state: MachineState,
+}
+
+impl PausedVm<'_> {
+    /// Writes the machine down, for others to go on from as [`Origin::Snapshot`]. What its devices have of the host's does
+    /// not go along: connections are cut.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn write(&self, files: &SnapshotFiles) -> Result<(), SnapshotError> {
+        files.write(&self.state, &self.vm.parts.memory)
+    }
+
+    /// Lets the machine go on.
+    pub fn resume(self) {
+        self.vm.go_on();
     }
 }
 

@@ -19,7 +19,7 @@ use vm_memory::GuestMemory;
 
 use crate::devices::io_apic;
 use crate::devices::serial::SerialRegisters;
-use crate::devices::virtio::mmio;
+use crate::devices::virtio::{PauseError, mmio};
 use crate::exit::VmExit;
 use crate::kvm::KvmError;
 use crate::memory::{Memory, MemorySize};
@@ -27,7 +27,7 @@ use crate::memory::{Memory, MemorySize};
 pub(crate) use vcpu::VcpuState;
 
 /// The version of what is written. Nothing reads another's.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What the processors and devices held, in a snapshot's directory.
 const STATE: &str = "machine.json";
@@ -102,9 +102,12 @@ pub enum SnapshotError {
     /// KVM does not take an interrupt's route.
     #[error("leading the interrupts of the snapshot's devices")]
     Interrupts(#[source] io::Error),
-    /// A driver was in the midst of setting its device up.
-    #[error("a virtio device of the machine is being set up or has failed")]
-    Unsettled,
+    /// A device cannot be paused, or cannot go on.
+    #[error(transparent)]
+    Device(#[from] PauseError),
+    /// A vCPU is gone.
+    #[error("a vCPU's thread has ended")]
+    VcpuEnded,
 }
 
 impl SnapshotError {
@@ -209,32 +212,46 @@ impl Snapshot {
     }
 }
 
-/// Writes a machine that stands still to the empty directory `directory`.
-pub(crate) fn write(
-    directory: &Path,
-    state: &MachineState,
-    memory: &Memory,
-) -> Result<(), SnapshotError> {
-    let create = |name: &str| {
-        let path = directory.join(name);
-        let mut options = File::options();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        match file {
-            Ok(file) => Ok((file, path)),
-            Err(error) => Err(SnapshotError::file("create", &path)(error)),
-        }
-    };
-    let (file, path) = create(MEMORY)?;
-    write_memory(&file, memory).map_err(SnapshotError::file("write", &path))?;
-    let (mut file, path) = create(STATE)?;
-    let whole = StateFile {
-        format: FORMAT,
-        machine: state,
-    };
-    serde_json::to_vec(&whole)
-        .map_err(io::Error::from)
-        .and_then(|text| file.write_all(&text))
-        .map_err(SnapshotError::file("write", &path))
+/// The files of a snapshot that is to be written, empty.
+#[derive(Debug)]
+pub struct SnapshotFiles {
+    /// The memory.
+    pub memory: File,
+    /// All else. A snapshot without it is none.
+    pub state: File,
+}
+
+impl SnapshotFiles {
+    /// Makes them in `directory`, which has none of a snapshot.
+    ///
+    /// # Errors
+    /// The file system's, or there are some.
+    pub fn create(directory: &Path) -> Result<Self, SnapshotError> {
+        let create = |name: &str| {
+            let path = directory.join(name);
+            let mut options = File::options();
+            let file = options.write(true).create_new(true).mode(0o600).open(&path);
+            file.map_err(SnapshotError::file("create", &path))
+        };
+        Ok(Self {
+            memory: create(MEMORY)?,
+            state: create(STATE)?,
+        })
+    }
+
+    /// Writes a machine that stands still.
+    pub(crate) fn write(&self, state: &MachineState, memory: &Memory) -> Result<(), SnapshotError> {
+        let failed = |name| SnapshotError::file("write", Path::new(name));
+        write_memory(&self.memory, memory).map_err(failed(MEMORY))?;
+        let whole = StateFile {
+            format: FORMAT,
+            machine: state,
+        };
+        serde_json::to_vec(&whole)
+            .map_err(io::Error::from)
+            .and_then(|text| (&self.state).write_all(&text))
+            .map_err(failed(STATE))
+    }
 }
 
 fn write_memory(file: &File, memory: &Memory) -> io::Result<()> {

@@ -3,10 +3,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tempfile::TempDir;
+use vm_memory::Bytes;
 
 use super::*;
 use crate::memory::MemorySize;
@@ -262,9 +264,10 @@ fn snapshot(vcpus: u8) -> Option<(TempDir, TempDir)> {
     };
     match Vm::new(config) {
         Ok(vm) => {
-            let vm = vm.start().unwrap();
+            let mut vm = vm.start().unwrap();
             waits.recv().unwrap();
-            vm.write_snapshot(directory.path()).unwrap();
+            let files = SnapshotFiles::create(directory.path()).unwrap();
+            vm.pause().unwrap().write(&files).unwrap();
             Some((boot, directory))
         }
         Err(Error::Kvm(error @ (KvmError::NoDevice | KvmError::Denied(_)))) => {
@@ -348,8 +351,8 @@ fn a_snapshot_that_does_not_fit_is_refused_by_name() {
         "the snapshot was made on a host with another processor, kernel or KVM: make it anew"
     );
     assert!(
-        with("\"format\":1", "\"format\":2")
-            .ends_with("machine.json has format 2, and this rt reads 1: make the snapshot anew")
+        with("\"format\":2", "\"format\":1")
+            .ends_with("machine.json has format 1, and this rt reads 2: make the snapshot anew")
     );
     assert!(
         with("\"clock\"", "\"clack\"")
@@ -370,15 +373,46 @@ fn a_snapshot_that_does_not_fit_is_refused_by_name() {
 #[test]
 fn only_what_runs_is_written_down() {
     let code = [power_off(), SPIN.into()].concat();
-    let Some((directory, mut vm)) = machine(&code, 1) else {
+    let Some((_directory, mut vm)) = machine(&code, 1) else {
         return;
     };
-    vm.wait().unwrap();
-    let error = vm
-        .write_snapshot(&directory.path().join("snapshot"))
-        .unwrap_err();
+    let event = vm.exit_event().try_clone().unwrap();
+    while event.read().is_err() {
+        thread::yield_now();
+    }
+    let error = vm.pause().unwrap_err();
     assert_eq!(
         error.to_string(),
         "the machine has ended: the guest powered off"
     );
+}
+
+#[test]
+fn a_machine_goes_on_after_a_pause() {
+    // Counts in the byte at FLAG: inc byte [FLAG]; jmp to it.
+    let mut code = vec![0xfe, 0x04, 0x25];
+    code.extend(FLAG.to_le_bytes());
+    code.extend([0xeb, 0xf7]);
+    let Some((_directory, mut vm)) = machine(&code, 2) else {
+        return;
+    };
+    let memory = Arc::clone(vm.parts.memory.ram());
+    let count = || {
+        let count: u8 = memory
+            .read_obj(vm_memory::GuestAddress(FLAG.into()))
+            .unwrap();
+        count
+    };
+    for _ in 0..3 {
+        let paused = vm.pause().unwrap();
+        let still = count();
+        thread::sleep(Duration::from_millis(10));
+        assert_eq!(count(), still);
+        paused.resume();
+        let limit = Instant::now() + Duration::from_secs(20);
+        while count() == still {
+            assert!(Instant::now() < limit, "it stands still");
+        }
+    }
+    assert_eq!(vm.stop(), VmExit::Stopped);
 }

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use vmm::devices::virtio::fs::{Access, Cache};
 use vmm::devices::virtio::net::{Interface, Tap};
 use vmm::devices::virtio::vsock::{GuestCid, VsockHandle};
-use vmm::snapshot::{Snapshot, SnapshotError};
+use vmm::snapshot::{Snapshot, SnapshotError, SnapshotFiles};
 use vmm::{Origin, RunningVm, Vm, VmConfig, VsockConfig};
 
 use super::agent::Agent;
@@ -375,7 +375,10 @@ impl<'a> Templates<'a> {
         private(&unfinished.0, false)?;
         let nothing = unfinished.0.join("nothing");
         private(&nothing, false)?;
-        until_agent_waits(boot, interfaces, &nothing)?.write_snapshot(&unfinished.0)?;
+        let mut machine = until_agent_waits(boot, interfaces, &nothing)?;
+        let files = SnapshotFiles::create(&unfinished.0)?;
+        machine.pause()?.write(&files)?;
+        drop(machine);
         fs::remove_dir(&nothing).map_err(file("remove", &nothing))?;
         let record = Record {
             shape,

@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, VirtQueue, VirtioDevice};
+use super::{Held, Interrupt, PauseError, VirtQueue, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::memory::GuestRam;
 
@@ -74,6 +74,7 @@ pub(crate) struct State {
     interrupt_status: u32,
     /// None where no driver has come.
     negotiated: Option<Negotiated>,
+    held: Held,
 }
 
 /// Whether a device has served a ring before.
@@ -135,8 +136,8 @@ impl QueueRegisters {
             }
         }
         if ring == Ring::Used {
-            // Every device gives chains back in the order in which it took them, and those that it took and did not
-            // give back are to be taken again.
+            // A device that stands still has given chains back in the order in which it took them, and those that it
+            // took and did not give back are to be taken again.
             let index = GuestAddress(self.used).checked_add(2)?;
             let next = u16::from_le(memory.load(index, Ordering::Acquire).ok()?);
             queue.set_next_avail(next);
@@ -400,38 +401,53 @@ impl MmioTransport {
         true
     }
 
-    /// Takes the queues away from the device for good, and tells what a new one needs to go on with them; `None` while
-    /// the driver sets it up, or after it has failed. No vCPU may run.
-    pub(crate) fn halt(&mut self) -> Option<State> {
+    /// Has the device stand still, and tells what a new one needs to go on in its place. No vCPU may run.
+    pub(crate) fn pause(&mut self) -> Result<State, PauseError> {
         let negotiated = match &self.stage {
             Stage::Negotiating(_) if self.status & status::DRIVER == 0 => None,
             Stage::Active(negotiated) if !self.interrupt.needs_reset() => Some(negotiated.clone()),
-            _ => return None,
+            _ => return Err(PauseError::Unsettled),
         };
-        if negotiated.is_some() {
-            self.device.reset();
-        }
-        Some(State {
+        let held = match negotiated {
+            Some(_) => self.device.pause()?,
+            None => Held::Nothing,
+        };
+        Ok(State {
             device_type: self.device.device_type() as u32,
             status: self.status,
             interrupt_status: self.interrupt.status(),
             negotiated,
+            held,
         })
     }
 
-    /// Goes on where a device like this one was halted, with the memory as it was; says whether it can.
-    pub(crate) fn restore(&mut self, state: &State) -> bool {
+    /// Lets the device go on, if it stands still.
+    pub(crate) fn resume(&mut self) {
+        self.device.resume();
+    }
+
+    /// Goes on where a device like this one was paused, with the memory as it was; says whether it is like it.
+    pub(crate) fn restore(&mut self, state: &State) -> Result<bool, PauseError> {
         if state.device_type != self.device.device_type() as u32 {
-            return false;
+            return Ok(false);
         }
         self.status = state.status;
         self.interrupt.restore(state.interrupt_status);
         let Some(negotiated) = &state.negotiated else {
-            return true;
+            return Ok(true);
         };
-        negotiated.features & !self.features() == 0
-            && negotiated.queues.len() == self.device.queue_sizes().len()
-            && self.activate(negotiated.clone(), Ring::Used)
+        if negotiated.features & !self.features() != 0
+            || negotiated.queues.len() != self.device.queue_sizes().len()
+        {
+            return Ok(false);
+        }
+        self.device.take_over(&state.held)?;
+        if !self.activate(negotiated.clone(), Ring::Used) {
+            return Ok(false);
+        }
+        // The other's last interrupt may have been under way still. One too many does nothing.
+        self.interrupt.signal_used();
+        Ok(true)
     }
 
     fn reset(&mut self) {
@@ -731,11 +747,10 @@ mod tests {
             // This one it has no time for.
             assert!(seen.queues[0].pop().is_some());
         }
-        let state = first.transport.halt().unwrap();
-        assert!(first.seen.lock().unwrap().queues.is_empty());
+        let state = first.transport.pause().unwrap();
 
         let mut next = Machine::of(first.driver);
-        assert!(next.transport.restore(&state));
+        assert!(next.transport.restore(&state).unwrap());
         assert_eq!(next.read(STATUS), 15);
         assert_eq!(next.read(INTERRUPT_STATUS), 1);
         let mut seen = next.seen.lock().unwrap();
@@ -747,18 +762,19 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_halted_only_between_steps_and_restored_only_as_it_was() {
+    fn a_device_is_paused_only_between_steps_and_restored_only_as_it_was() {
         let mut machine = Machine::new();
-        let untouched = machine.transport.halt().unwrap();
+        let untouched = machine.transport.pause().unwrap();
         machine.negotiate(F_VERSION_1);
-        assert_eq!(machine.transport.halt(), None);
+        let error = machine.transport.pause().unwrap_err();
+        assert!(matches!(error, PauseError::Unsettled), "{error}");
         machine.set_up_queue();
         machine.write(STATUS, 15);
-        let state = machine.transport.halt().unwrap();
+        let state = machine.transport.pause().unwrap();
         let restored = |change: fn(&mut State)| {
             let mut state = state.clone();
             change(&mut state);
-            Machine::new().transport.restore(&state)
+            Machine::new().transport.restore(&state).unwrap()
         };
         assert!(restored(|_| {}));
         assert!(!restored(|state| state.device_type = 1));
@@ -777,7 +793,7 @@ mod tests {
             state.negotiated.as_mut().unwrap().queues[0].used = u64::MAX;
         }));
         let mut fresh = Machine::new();
-        assert!(fresh.transport.restore(&untouched));
+        assert!(fresh.transport.restore(&untouched).unwrap());
         fresh.activate();
         assert_eq!(fresh.read(STATUS), 15);
     }

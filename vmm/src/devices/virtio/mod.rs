@@ -4,6 +4,8 @@
 //! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
 //! values; a device that meets nonsense asks the driver for a reset instead of guessing.
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 pub mod balloon;
@@ -43,6 +45,34 @@ pub enum DeviceType {
     FileSystem = 26,
 }
 
+/// What a device has beside its rings that one which goes on in its place needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Held {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Connections, which end with the device.
+    Connections {
+        /// The host's port of the next one. The guest's kernel knows those before for as long as anybody there has the
+        /// connection open.
+        next_port: u32,
+    },
+}
+
+/// Why a device cannot be paused, or another cannot go on in its place.
+#[derive(Debug, Error)]
+pub enum PauseError {
+    /// Its thread is gone.
+    #[error("a thread of a device has ended")]
+    Ended,
+    /// The driver was setting it up, or has failed.
+    #[error("a virtio device of the machine is being set up or has failed")]
+    Unsettled,
+    /// What the other one held is of another kind of device.
+    #[error("a device of the snapshot is of another kind")]
+    OtherKind,
+}
+
 /// A virtio device behind a transport.
 ///
 /// The transport calls it with its own lock held, from the thread of the vCPU that touched a
@@ -72,6 +102,29 @@ pub trait VirtioDevice: Send {
 
     /// Serves a queue for which there is no event.
     fn notify(&mut self, _queue: usize) {}
+
+    /// Stops to serve the queues, between two requests, until [`VirtioDevice::resume`]; what there is beside the rings.
+    /// No vCPU runs then, so that a device which serves on notification stands still already.
+    ///
+    /// # Errors
+    /// It cannot be done. The device may stand still nevertheless.
+    fn pause(&mut self) -> Result<Held, PauseError> {
+        Ok(Held::Nothing)
+    }
+
+    /// Goes on, if it stands still.
+    fn resume(&mut self) {}
+
+    /// Takes over what another one held when it was paused. Before [`VirtioDevice::activate`].
+    ///
+    /// # Errors
+    /// It cannot be had any more, or is none of this device's.
+    fn take_over(&mut self, held: &Held) -> Result<(), PauseError> {
+        match held {
+            Held::Nothing => Ok(()),
+            _ => Err(PauseError::OtherKind),
+        }
+    }
 
     /// Stops to serve the queues and forgets what belongs to the driver. When this returns the
     /// device touches the queues' memory no more.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -14,7 +14,7 @@ use thiserror::Error;
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::VirtQueue;
+use super::{Held, PauseError, VirtQueue};
 
 /// Enough for the deepest call into the file system server in a debug build. The C library keeps the stack of a
 /// thread that has ended: with the default of 2 MiB that would be a huge page for nothing.
@@ -97,8 +97,27 @@ pub(super) enum Control {
     Activate(Vec<VirtQueue>),
     /// Drop the queues and all that belongs to the driver, then say so.
     Reset(SyncSender<()>),
+    /// Serve nothing for a while.
+    Pause(Pause),
     /// End the thread.
     Stop,
+}
+
+/// A device's thread is to stand still.
+#[derive(Debug)]
+pub(super) struct Pause {
+    reached: SyncSender<Result<Held, PauseError>>,
+    resumed: Receiver<()>,
+}
+
+impl Pause {
+    /// Stands still, between two requests, until the device goes on. Tells what the device has beside its rings.
+    pub(super) fn stand_still(self, held: Result<Held, PauseError>) {
+        // Who asked waits for this; if it is gone, the device goes on.
+        let _ = self.reached.send(held);
+        // Nothing is ever sent: it ends when the other side is dropped.
+        let _ = self.resumed.recv();
+    }
 }
 
 /// Messages to a thread that waits for an event.
@@ -169,6 +188,8 @@ impl<M> Drop for CloseOnDrop<M> {
 pub(super) struct Worker<M: From<Control>> {
     mailbox: Arc<Mailbox<M>>,
     thread: Option<JoinHandle<()>>,
+    /// Dropped to let a thread go on that stands still.
+    pause: Option<SyncSender<()>>,
 }
 
 impl<M: From<Control> + Send + 'static> Worker<M> {
@@ -219,6 +240,7 @@ impl<M: From<Control> + Send + 'static> Worker<M> {
         let worker = Self {
             mailbox,
             thread: Some(thread),
+            pause: None,
         };
         match outcome.recv() {
             Ok(result) => result.map(|()| worker),
@@ -246,10 +268,29 @@ impl<M: From<Control> + Send + 'static> Worker<M> {
             let _ = wait.recv();
         }
     }
+
+    /// Has the thread stand still, and waits until it does; what the device has beside its rings.
+    pub(super) fn pause(&mut self) -> Result<Held, PauseError> {
+        let (reached, wait) = mpsc::sync_channel(1);
+        let (pause, resumed) = mpsc::sync_channel(0);
+        let message = Control::Pause(Pause { reached, resumed });
+        if self.mailbox.send(message.into()).is_err() {
+            return Err(PauseError::Ended);
+        }
+        let held = wait.recv().unwrap_or(Err(PauseError::Ended));
+        self.pause = Some(pause);
+        held
+    }
+
+    /// Lets the thread go on.
+    pub(super) fn resume(&mut self) {
+        self.pause = None;
+    }
 }
 
 impl<M: From<Control>> Drop for Worker<M> {
     fn drop(&mut self) {
+        self.pause = None;
         // An error means that the thread has ended already.
         let _ = self.mailbox.send(Control::Stop.into());
         if let Some(thread) = self.thread.take()
@@ -306,6 +347,40 @@ mod tests {
         )
         .unwrap_err();
         assert!(matches!(error, WorkerError::Hook { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_thread_stands_still_until_it_may_go_on_or_is_to_end() {
+        let (went_on, wait) = mpsc::channel();
+        let mut worker = Worker::<Control>::spawn(
+            ThreadKind::Net,
+            "test",
+            &ThreadHook::none(),
+            |_| Ok(()),
+            move |(), mailbox| {
+                loop {
+                    for message in mailbox.drain() {
+                        match message {
+                            Control::Pause(pause) => {
+                                pause.stand_still(Ok(Held::Nothing));
+                                went_on.send(()).unwrap();
+                            }
+                            Control::Stop => return,
+                            _ => {}
+                        }
+                    }
+                    thread::yield_now();
+                }
+            },
+        )
+        .unwrap();
+        assert!(matches!(worker.pause(), Ok(Held::Nothing)));
+        assert!(wait.try_recv().is_err());
+        worker.resume();
+        wait.recv().unwrap();
+        assert!(worker.pause().is_ok());
+        drop(worker);
+        wait.recv().unwrap();
     }
 
     #[test]

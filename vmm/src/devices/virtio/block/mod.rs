@@ -16,7 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::MAX_BUFFERS;
 use super::worker::{Worker, queue_events};
-use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
+use super::{
+    DeviceType, Held, PauseError, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError,
+};
 
 mod disk;
 #[cfg(feature = "fuzzing")]
@@ -125,6 +127,14 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.worker.reset();
+    }
+
+    fn pause(&mut self) -> Result<Held, PauseError> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
     }
 }
 

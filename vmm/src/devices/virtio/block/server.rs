@@ -10,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
 use super::transfers::{DEPTH, Transfers};
-use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::worker::{Control, Mailbox, new_event, wait_for_events};
+use crate::devices::virtio::{Held, VirtQueue};
 
 const MAILBOX: u64 = 0;
 const QUEUE: u64 = 1;
@@ -108,6 +108,14 @@ impl Server {
                     self.queue = None;
                     // Who asked waits for this; if it is gone, nobody does.
                     let _ = done.send(());
+                }
+                Message::Control(Control::Pause(pause)) => {
+                    // What is under way may complete in any order: nothing must be.
+                    if let Some(queue) = &mut self.queue {
+                        self.transfers.settle(queue)?;
+                        queue.signal_used();
+                    }
+                    pause.stand_still(Ok(Held::Nothing));
                 }
                 Message::Control(Control::Stop) => self.stopped = true,
             }

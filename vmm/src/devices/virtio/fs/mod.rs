@@ -15,7 +15,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Control, Mailbox, Worker, new_event};
-use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
+use super::{
+    DeviceType, Held, PauseError, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError,
+};
 use crate::memory::GuestRam;
 
 mod credentials;
@@ -179,6 +181,18 @@ impl VirtioDevice for Fs {
             worker.reset();
         }
     }
+
+    fn pause(&mut self) -> Result<Held, PauseError> {
+        // The first one tells what all know, when the others stand still.
+        let mut workers = self.workers.iter_mut().rev();
+        workers.try_fold(Held::Nothing, |_, worker| worker.pause())
+    }
+
+    fn resume(&mut self) {
+        for worker in &mut self.workers {
+            worker.resume();
+        }
+    }
 }
 
 /// What one thread serves.
@@ -243,6 +257,7 @@ impl Service {
                         // The transport waits for this.
                         let _ = done.send(());
                     }
+                    Control::Pause(pause) => pause.stand_still(Ok(Held::Nothing)),
                     Control::Stop => return,
                 }
             }

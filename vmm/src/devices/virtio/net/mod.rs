@@ -15,7 +15,9 @@ use virtio_bindings::bindings::virtio_net::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Worker, queue_events};
-use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
+use super::{
+    DeviceType, Held, PauseError, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError,
+};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod inline;
@@ -144,6 +146,14 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.worker.reset();
+    }
+
+    fn pause(&mut self) -> Result<Held, PauseError> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
     }
 }
 

@@ -14,9 +14,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::tap::{HEADER_SIZE, Offloads, Tap};
-use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::worker::{Control, Mailbox, wait_for_events};
+use crate::devices::virtio::{Held, VirtQueue};
 use crate::memory::GuestRam;
 
 const MAILBOX: u64 = 0;
@@ -182,6 +182,7 @@ impl Pump {
                     // Who asked waits for this; if it is gone, nobody does.
                     let _ = done.send(());
                 }
+                Message::Control(Control::Pause(pause)) => pause.stand_still(Ok(Held::Nothing)),
                 Message::Control(Control::Stop) => self.stopped = true,
             }
         }

@@ -14,7 +14,9 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Mailbox, Worker, queue_events};
-use super::{DeviceType, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError};
+use super::{
+    DeviceType, Held, PauseError, ThreadHook, ThreadKind, VirtQueue, VirtioDevice, WorkerError,
+};
 
 mod connection;
 mod host_socket;
@@ -147,6 +149,14 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.worker.reset();
+    }
+
+    fn pause(&mut self) -> Result<Held, PauseError> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
     }
 }
 

@@ -19,9 +19,9 @@ use super::connection::{Connection, Fate, MAX_DATA, Origin};
 use super::host_socket::{Request, read_request};
 use super::listener::Listeners;
 use super::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
-use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::worker::{Control, Mailbox, wait_for_events};
+use crate::devices::virtio::{Held, VirtQueue};
 
 /// The most connections, in whatever state; further ones are refused.
 const MAX_CONNECTIONS: usize = 1024;
@@ -192,6 +192,15 @@ impl Muxer {
                     self.replies.clear();
                     // The transport waits for this.
                     let _ = done.send(());
+                }
+                Message::Control(Control::Pause(pause)) => {
+                    let held = match self.by_ports.is_empty() {
+                        true => Held::Nothing,
+                        false => Held::Connections {
+                            next_port: self.next_port,
+                        },
+                    };
+                    pause.stand_still(Ok(held));
                 }
                 Message::Control(Control::Stop) => self.stopped = true,
                 Message::Connect {
