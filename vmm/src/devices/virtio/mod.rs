@@ -57,6 +57,8 @@ pub enum Held {
         /// connection open.
         next_port: u32,
     },
+    /// What the guest knows of a share.
+    Share(fs::HeldTree),
 }
 
 /// Why a device cannot be paused, or another cannot go on in its place.
@@ -68,6 +70,9 @@ pub enum PauseError {
     /// The driver was setting it up, or has failed.
     #[error("a virtio device of the machine is being set up or has failed")]
     Unsettled,
+    /// A share cannot be written down, or is not what it was.
+    #[error(transparent)]
+    Share(#[from] fs::HeldError),
     /// What the other one held is of another kind of device.
     #[error("a device of the snapshot is of another kind")]
     OtherKind,

@@ -22,6 +22,7 @@ use crate::memory::GuestRam;
 
 mod credentials;
 mod handles;
+mod held;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod inline;
 mod share;
@@ -29,6 +30,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
+pub use held::{HeldError, HeldTree};
 pub use share::{Access, Cache, Share, ShareError};
 
 use share::SharedTree;
@@ -86,6 +88,7 @@ pub struct Fs {
     queue_sizes: Vec<u16>,
     events: Vec<EventFd>,
     workers: Vec<Worker<Control>>,
+    tree: Arc<SharedTree>,
 }
 
 impl Fs {
@@ -142,6 +145,7 @@ impl Fs {
             queue_sizes: events.iter().map(|_| QUEUE_SIZE).collect(),
             events,
             workers,
+            tree,
         })
     }
 }
@@ -191,6 +195,13 @@ impl VirtioDevice for Fs {
     fn resume(&mut self) {
         for worker in &mut self.workers {
             worker.resume();
+        }
+    }
+
+    fn take_over(&mut self, held: &Held) -> Result<(), PauseError> {
+        match held {
+            Held::Share(held) => Ok(self.tree.take_over(held)?),
+            _ => Err(PauseError::OtherKind),
         }
     }
 }
@@ -257,11 +268,19 @@ impl Service {
                         // The transport waits for this.
                         let _ = done.send(());
                     }
-                    Control::Pause(pause) => pause.stand_still(Ok(Held::Nothing)),
+                    Control::Pause(pause) => pause.stand_still(self.held()),
                     Control::Stop => return,
                 }
             }
             again = self.serve();
+        }
+    }
+
+    /// What the driver knows, by the thread that also clears it: it may do what the server does.
+    fn held(&self) -> Result<Held, PauseError> {
+        match &self.tree {
+            Some(tree) => Ok(Held::Share(tree.held()?)),
+            None => Ok(Held::Nothing),
         }
     }
 

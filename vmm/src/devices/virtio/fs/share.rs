@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use fuse_backend_rs::api::filesystem::{
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use thiserror::Error;
 
+use super::held::{HeldError, HeldFile, HeldNode, HeldTree, Numbers, path_of};
 use super::{credentials, handles};
 use crate::devices::virtio::worker::STACK_SIZE;
 
@@ -101,10 +103,42 @@ pub(super) struct SharedTree {
     root: File,
     /// Files that are never forgotten (see [`pin_mounts`]).
     pinned: RwLock<BTreeSet<u64>>,
-    /// The numbers of the files that the guest was told of since it began.
-    known: Mutex<BTreeSet<u64>>,
-    /// The open files and directories, and the number of the file of each.
-    open: Mutex<BTreeMap<u64, u64>>,
+    /// The files that the guest knows, by their numbers.
+    known: Mutex<BTreeMap<u64, Known>>,
+    /// The files and directories that it has open.
+    open: Mutex<BTreeMap<u64, OpenFile>>,
+    /// What the driver can do, once it has said so.
+    options: OnceLock<FsOptions>,
+    /// The guest's numbers, where it knew the share before this server was there. All others here are the server's.
+    numbers: OnceLock<Numbers>,
+}
+
+/// A file that the guest knows.
+#[derive(Debug, Clone)]
+struct Known {
+    /// Where it was last seen.
+    parent: u64,
+    name: CString,
+    /// How often the guest was told of it and has not forgotten it.
+    lookups: u64,
+    /// How often the server counts it.
+    references: u64,
+}
+
+/// A file that the guest has open.
+#[derive(Debug, Clone, Copy)]
+struct OpenFile {
+    inode: u64,
+    flags: u32,
+    is_directory: bool,
+}
+
+impl fmt::Debug for SharedTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedTree")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SharedTree {
@@ -140,6 +174,8 @@ impl SharedTree {
             pinned: RwLock::new(pinned),
             known: Mutex::default(),
             open: Mutex::default(),
+            options: OnceLock::new(),
+            numbers: OnceLock::new(),
         })
     }
 
@@ -199,9 +235,11 @@ impl SharedTree {
     /// Forgets all that the guest knows. The server's own way to do so lets go of the mounts, too, each of which then
     /// costs another descriptor for good: as often as a guest likes.
     pub(super) fn clear(&self) {
-        for (handle, inode) in std::mem::take(&mut *self.open_files()) {
+        for (handle, file) in std::mem::take(&mut *self.open_files()) {
             // One that the guest closes meanwhile.
-            let _ = self.inner.releasedir(&Context::default(), inode, 0, handle);
+            let _ = self
+                .inner
+                .releasedir(&Context::default(), file.inode, 0, handle);
         }
         let pinned = match pin_mounts(&self.inner, &self.root) {
             Ok(pinned) => pinned,
@@ -210,7 +248,8 @@ impl SharedTree {
                 return;
             }
         };
-        let mut forgotten = std::mem::take(&mut *self.known());
+        let known = std::mem::take(&mut *self.known());
+        let mut forgotten: BTreeSet<u64> = known.into_keys().collect();
         let mut before = self.pinned.write().unwrap_or_else(PoisonError::into_inner);
         forgotten.append(&mut before);
         let forgotten = forgotten.difference(&pinned);
@@ -219,29 +258,268 @@ impl SharedTree {
         *before = pinned;
     }
 
-    fn open_files(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+    /// What the guest knows, while no request is served. It is found by name, since that is what outlives the server;
+    /// what is not found and not open is left out: the guest then looks for it again.
+    pub(super) fn held(&self) -> Result<HeldTree, HeldError> {
+        let known = self.known().clone();
+        let mut tree = HeldTree {
+            options: self.options.get().map(|options| options.bits()),
+            ..HeldTree::default()
+        };
+        let mut found = BTreeMap::from([(ROOT_ID, true)]);
+        for &inode in known.keys() {
+            // Upwards to what is settled, then down again: a guest may have made a path of any depth.
+            let mut chain = Vec::new();
+            let mut at = inode;
+            while !found.contains_key(&at) {
+                // For what leads to itself.
+                found.insert(at, false);
+                chain.push(at);
+                at = known.get(&at).map_or(at, |known| known.parent);
+            }
+            for &inode in chain.iter().rev() {
+                if let Some(known) = known.get(&inode)
+                    && found.get(&known.parent) == Some(&true)
+                    && let Some(kind) = self.kind_at(known, inode)
+                {
+                    tree.nodes.push(HeldNode {
+                        number: self.node_for_guest(inode),
+                        parent: self.node_for_guest(known.parent),
+                        name: known.name.as_bytes().to_vec(),
+                        kind,
+                        lookups: known.lookups,
+                    });
+                    found.insert(inode, true);
+                }
+            }
+        }
+        for (&handle, file) in self.open_files().iter() {
+            let path = || {
+                path_of(file.inode, |inode| {
+                    let known = known.get(&inode)?;
+                    Some((known.parent, known.name.as_bytes().to_vec()))
+                })
+            };
+            if found.get(&file.inode) != Some(&true) {
+                return Err(HeldError::Unnamed { path: path() });
+            }
+            let look = |source| HeldError::Look {
+                path: path(),
+                source,
+            };
+            let attributes = self.inner.getattr(&Context::default(), file.inode, None);
+            let (attributes, _) = attributes.map_err(look)?;
+            tree.open.push(HeldFile {
+                number: self.file_for_guest(handle),
+                node: self.node_for_guest(file.inode),
+                flags: file.flags,
+                is_directory: file.is_directory,
+                inode: attributes.st_ino,
+                length: length_of(&attributes),
+            });
+        }
+        Ok(tree)
+    }
+
+    /// The type of what is where a file was last seen, if that is still the file.
+    fn kind_at(&self, known: &Known, inode: u64) -> Option<u32> {
+        let context = Context::default();
+        let entry = self
+            .inner
+            .lookup(&context, known.parent, &known.name)
+            .ok()?;
+        self.inner.forget(&context, entry.inode, 1);
+        (entry.inode == inode).then_some(entry.attr.st_mode & libc::S_IFMT)
+    }
+
+    /// Goes on in the place of a server of the same directory. Before the first request.
+    pub(super) fn take_over(&self, held: &HeldTree) -> Result<(), HeldError> {
+        held.check()?;
+        let context = Context::default();
+        if let Some(options) = held.options {
+            let init = self.init(FsOptions::from_bits_truncate(options));
+            init.map_err(|_| HeldError::Contradiction)?;
+        }
+        let mut nodes = BTreeMap::from([(ROOT_ID, ROOT_ID)]);
+        for node in &held.nodes {
+            let name = CString::new(node.name.as_slice());
+            let name = name.ok().filter(|name| check_name(name).is_ok());
+            let name = name.ok_or(HeldError::Contradiction)?;
+            // What is in a directory that has gone is gone as well.
+            let Some(&parent) = nodes.get(&node.parent) else {
+                continue;
+            };
+            let Ok(entry) = self.inner.lookup(&context, parent, &name) else {
+                continue;
+            };
+            if entry.attr.st_mode & libc::S_IFMT != node.kind || node.number == ROOT_ID {
+                self.inner.forget(&context, entry.inode, 1);
+                continue;
+            }
+            nodes.insert(node.number, entry.inode);
+            let mut known = self.known();
+            let known = known.entry(entry.inode).or_insert_with(|| Known {
+                parent,
+                name,
+                lookups: 0,
+                references: 0,
+            });
+            known.lookups = known.lookups.saturating_add(node.lookups);
+            known.references += 1;
+        }
+        let mut files = BTreeMap::new();
+        for file in &held.open {
+            let path = || held.path(file.node);
+            let Some(&inode) = nodes.get(&file.node) else {
+                return Err(HeldError::Gone { path: path() });
+            };
+            files.insert(file.number, self.open_again(file, inode, path)?);
+        }
+        self.numbers
+            .set(Numbers::new(nodes, files, held))
+            .map_err(|_| HeldError::Contradiction)
+    }
+
+    /// Opens a file that the guest has open; the number of the open file.
+    fn open_again(
+        &self,
+        file: &HeldFile,
+        inode: u64,
+        path: impl Fn() -> PathBuf,
+    ) -> Result<u64, HeldError> {
+        let context = Context::default();
+        let failed = |source| HeldError::Open {
+            path: path(),
+            source,
+        };
+        let attributes = self.inner.getattr(&context, inode, None);
+        let (attributes, _) = attributes.map_err(failed)?;
+        let is_directory = attributes.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let is_it = is_directory || attributes.st_ino == file.inode;
+        if is_directory != file.is_directory || !is_it || length_of(&attributes) != file.length {
+            return Err(HeldError::Changed { path: path() });
+        }
+        let flags = file_flags(file.flags) & !(libc::O_TRUNC as u32);
+        let opened = match is_directory {
+            true => self.inner.opendir(&context, inode, libc::O_RDONLY as u32),
+            false if wants_to_write(flags) && self.access == Access::ReadOnly => {
+                Err(io::Error::from_raw_os_error(libc::EROFS))
+            }
+            false => {
+                let opened = self.inner.open(&context, inode, flags, 0);
+                opened.map(|(handle, options, _)| (handle, options))
+            }
+        };
+        let (handle, _) = opened.map_err(failed)?;
+        self.opened(inode, flags, is_directory, handle);
+        // There is none without opening only, and this server opens.
+        handle.ok_or(HeldError::Contradiction)
+    }
+
+    fn open_files(&self) -> MutexGuard<'_, BTreeMap<u64, OpenFile>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn opened(&self, inode: u64, handle: Option<u64>) {
+    fn opened(&self, inode: u64, flags: u32, is_directory: bool, handle: Option<u64>) {
         if let Some(handle) = handle {
-            self.open_files().insert(handle, inode);
+            let file = OpenFile {
+                inode,
+                flags: flags & !((libc::O_TRUNC | libc::O_EXCL) as u32),
+                is_directory,
+            };
+            self.open_files().insert(handle, file);
         }
     }
 
-    /// Whether the guest may forget a file: by more than it was told of it, too.
-    fn may_forget(&self, inode: u64) -> bool {
-        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner);
-        !pinned.contains(&inode)
+    /// The server's number of a file.
+    fn node(&self, number: u64) -> io::Result<u64> {
+        match self.numbers.get() {
+            None => Ok(number),
+            // The guest's kernel looks for it again, by its name.
+            Some(numbers) => numbers
+                .node(number)
+                .ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE)),
+        }
     }
 
-    /// Notes the number of a file that the guest is told of.
-    fn told(&self, entry: Entry) -> Entry {
-        self.known().insert(entry.inode);
+    fn node_for_guest(&self, own: u64) -> u64 {
+        let numbers = self.numbers.get();
+        numbers.map_or(own, |numbers| numbers.node_for_guest(own))
+    }
+
+    /// The server's number of an open file.
+    fn file(&self, number: u64) -> io::Result<u64> {
+        match self.numbers.get() {
+            None => Ok(number),
+            Some(numbers) => numbers
+                .file(number)
+                .ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    fn file_for_guest(&self, own: u64) -> u64 {
+        let numbers = self.numbers.get();
+        numbers.map_or(own, |numbers| numbers.file_for_guest(own))
+    }
+
+    /// The guest forgets a file as often as it says: by more than it was told of it, too. The server does when nothing
+    /// is left; the number of references to give up then.
+    fn forgets(&self, inode: u64, count: u64) -> Option<(u64, u64)> {
+        let mut all = self.known();
+        let known = all.get_mut(&inode)?;
+        known.lookups = known.lookups.saturating_sub(count);
+        if known.lookups > 0 {
+            return None;
+        }
+        let references = known.references;
+        all.remove(&inode);
+        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner);
+        (!pinned.contains(&inode)).then_some((inode, references))
+    }
+
+    /// Notes a file that the guest is told of, and gives it the number that the guest knows.
+    fn told(&self, parent: u64, name: &CStr, mut entry: Entry) -> Entry {
+        let mut all = self.known();
+        let known = all.entry(entry.inode).or_insert_with(|| Known {
+            parent,
+            name: name.to_owned(),
+            lookups: 0,
+            references: 0,
+        });
+        known.lookups = known.lookups.saturating_add(1);
+        known.references = known.references.saturating_add(1);
+        if known.parent != parent || known.name.as_c_str() != name {
+            (known.parent, known.name) = (parent, name.to_owned());
+        }
+        entry.inode = self.node_for_guest(entry.inode);
         entry
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+    /// Takes back that the guest was told of a file, as the server has.
+    fn untold(&self, inode: u64) {
+        let mut all = self.known();
+        if let Some(known) = all.get_mut(&inode) {
+            known.lookups = known.lookups.saturating_sub(1);
+            known.references = known.references.saturating_sub(1);
+            if known.lookups == 0 {
+                all.remove(&inode);
+            }
+        }
+    }
+
+    /// Notes where a file is now that the guest has moved there.
+    fn moved(&self, parent: u64, name: &CStr) {
+        let context = Context::default();
+        let Ok(entry) = self.inner.lookup(&context, parent, name) else {
+            return;
+        };
+        if let Some(known) = self.known().get_mut(&entry.inode) {
+            (known.parent, known.name) = (parent, name.to_owned());
+        }
+        self.inner.forget(&context, entry.inode, 1);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -287,6 +565,14 @@ fn check_name(name: &CStr) -> io::Result<()> {
     }
 }
 
+/// The length of a file by which a change of it is noticed. Only a regular file's means something.
+fn length_of(attributes: &stat64) -> u64 {
+    match attributes.st_mode & libc::S_IFMT {
+        libc::S_IFREG => attributes.st_size.unsigned_abs(),
+        _ => 0,
+    }
+}
+
 /// The flags of an open file that mean something here. O_DIRECT is not among them: it wants the
 /// guest's buffers to be aligned as the host's file system likes.
 fn file_flags(flags: u32) -> u32 {
@@ -309,6 +595,8 @@ impl FileSystem for SharedTree {
     type Handle = u64;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        // A driver that begins anew is the same one, or can do the same.
+        let _ = self.options.set(capable);
         let mut options = self.inner.init(capable & FsOptions::HANDLE_KILLPRIV_V2)?;
         options |= FsOptions::ASYNC_READ
             | FsOptions::ASYNC_DIO
@@ -329,18 +617,20 @@ impl FileSystem for SharedTree {
 
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        Ok(self.told(self.inner.lookup(ctx, parent, name)?))
+        let parent = self.node(parent)?;
+        Ok(self.told(parent, name, self.inner.lookup(ctx, parent, name)?))
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
-        if self.may_forget(inode) {
-            self.inner.forget(ctx, inode, count);
-        }
+        self.batch_forget(ctx, vec![(inode, count)]);
     }
 
-    fn batch_forget(&self, ctx: &Context, mut requests: Vec<(u64, u64)>) {
-        requests.retain(|&(inode, _)| self.may_forget(inode));
-        self.inner.batch_forget(ctx, requests);
+    fn batch_forget(&self, ctx: &Context, requests: Vec<(u64, u64)>) {
+        let forgotten = requests.into_iter().filter_map(|(inode, count)| {
+            // One that was not found again is forgotten already.
+            self.forgets(self.node(inode).ok()?, count)
+        });
+        self.inner.batch_forget(ctx, forgotten.collect());
     }
 
     fn getattr(
@@ -349,7 +639,8 @@ impl FileSystem for SharedTree {
         inode: u64,
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
-        self.inner.getattr(ctx, inode, handle)
+        let handle = handle.map(|handle| self.file(handle)).transpose()?;
+        self.inner.getattr(ctx, self.node(inode)?, handle)
     }
 
     fn setattr(
@@ -361,11 +652,13 @@ impl FileSystem for SharedTree {
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
         self.check_writable()?;
-        self.inner.setattr(ctx, inode, attr, handle, valid)
+        let handle = handle.map(|handle| self.file(handle)).transpose()?;
+        self.inner
+            .setattr(ctx, self.node(inode)?, attr, handle, valid)
     }
 
     fn readlink(&self, ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        self.inner.readlink(ctx, inode)
+        self.inner.readlink(ctx, self.node(inode)?)
     }
 
     fn symlink(
@@ -376,7 +669,9 @@ impl FileSystem for SharedTree {
         name: &CStr,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
-        Ok(self.told(self.inner.symlink(ctx, linkname, parent, name)?))
+        let parent = self.node(parent)?;
+        let entry = self.inner.symlink(ctx, linkname, parent, name)?;
+        Ok(self.told(parent, name, entry))
     }
 
     fn mknod(
@@ -389,8 +684,9 @@ impl FileSystem for SharedTree {
         umask: u32,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
+        let parent = self.node(parent)?;
         let entry = self.inner.mknod(ctx, parent, name, mode, rdev, umask)?;
-        Ok(self.told(entry))
+        Ok(self.told(parent, name, entry))
     }
 
     fn mkdir(
@@ -402,17 +698,19 @@ impl FileSystem for SharedTree {
         umask: u32,
     ) -> io::Result<Entry> {
         self.check_change(name)?;
-        Ok(self.told(self.inner.mkdir(ctx, parent, name, mode, umask)?))
+        let parent = self.node(parent)?;
+        let entry = self.inner.mkdir(ctx, parent, name, mode, umask)?;
+        Ok(self.told(parent, name, entry))
     }
 
     fn unlink(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         self.check_change(name)?;
-        self.inner.unlink(ctx, parent, name)
+        self.inner.unlink(ctx, self.node(parent)?, name)
     }
 
     fn rmdir(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         self.check_change(name)?;
-        self.inner.rmdir(ctx, parent, name)
+        self.inner.rmdir(ctx, self.node(parent)?, name)
     }
 
     fn rename(
@@ -426,13 +724,22 @@ impl FileSystem for SharedTree {
     ) -> io::Result<()> {
         self.check_change(oldname)?;
         check_name(newname)?;
+        let (olddir, newdir) = (self.node(olddir)?, self.node(newdir)?);
         self.inner
-            .rename(ctx, olddir, oldname, newdir, newname, flags)
+            .rename(ctx, olddir, oldname, newdir, newname, flags)?;
+        self.moved(newdir, newname);
+        if flags & libc::RENAME_EXCHANGE != 0 {
+            self.moved(olddir, oldname);
+        }
+        Ok(())
     }
 
     fn link(&self, ctx: &Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         self.check_change(newname)?;
-        Ok(self.told(self.inner.link(ctx, inode, newparent, newname)?))
+        let newparent = self.node(newparent)?;
+        let inode = self.node(inode)?;
+        let entry = self.inner.link(ctx, inode, newparent, newname)?;
+        Ok(self.told(newparent, newname, entry))
     }
 
     fn open(
@@ -445,9 +752,11 @@ impl FileSystem for SharedTree {
         if wants_to_write(flags) {
             self.check_writable()?;
         }
-        let opened = self.inner.open(ctx, inode, file_flags(flags), fuse_flags)?;
-        self.opened(inode, opened.0);
-        Ok(opened)
+        let (inode, flags) = (self.node(inode)?, file_flags(flags));
+        let (handle, options, passthrough) = self.inner.open(ctx, inode, flags, fuse_flags)?;
+        self.opened(inode, flags, false, handle);
+        let handle = handle.map(|handle| self.file_for_guest(handle));
+        Ok((handle, options, passthrough))
     }
 
     fn create(
@@ -460,10 +769,12 @@ impl FileSystem for SharedTree {
         self.check_change(name)?;
         let exclusive = args.flags & libc::O_EXCL as u32;
         args.flags = file_flags(args.flags) | exclusive | libc::O_CLOEXEC as u32;
-        let created = self.inner.create(ctx, parent, name, args)?;
-        self.opened(created.0.inode, created.1);
-        self.told(created.0);
-        Ok(created)
+        let parent = self.node(parent)?;
+        let (entry, handle, options, passthrough) = self.inner.create(ctx, parent, name, args)?;
+        self.opened(entry.inode, file_flags(args.flags), false, handle);
+        let entry = self.told(parent, name, entry);
+        let handle = handle.map(|handle| self.file_for_guest(handle));
+        Ok((entry, handle, options, passthrough))
     }
 
     fn read(
@@ -477,6 +788,7 @@ impl FileSystem for SharedTree {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         let flags = file_flags(flags);
         self.inner
             .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
@@ -496,6 +808,7 @@ impl FileSystem for SharedTree {
         fuse_flags: u32,
     ) -> io::Result<usize> {
         self.check_writable()?;
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         let flags = file_flags(flags);
         self.inner.write(
             ctx,
@@ -512,10 +825,12 @@ impl FileSystem for SharedTree {
     }
 
     fn flush(&self, ctx: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner.flush(ctx, inode, handle, lock_owner)
     }
 
     fn fsync(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner.fsync(ctx, inode, datasync, handle)
     }
 
@@ -529,6 +844,7 @@ impl FileSystem for SharedTree {
         length: u64,
     ) -> io::Result<()> {
         self.check_writable()?;
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner
             .fallocate(ctx, inode, handle, mode, offset, length)
     }
@@ -543,6 +859,7 @@ impl FileSystem for SharedTree {
         flock_release: bool,
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner
             .release(ctx, inode, flags, handle, flush, flock_release, lock_owner)?;
         self.open_files().remove(&handle);
@@ -550,7 +867,7 @@ impl FileSystem for SharedTree {
     }
 
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
-        self.inner.statfs(ctx, inode)
+        self.inner.statfs(ctx, self.node(inode)?)
     }
 
     fn setxattr(
@@ -562,7 +879,8 @@ impl FileSystem for SharedTree {
         flags: u32,
     ) -> io::Result<()> {
         self.check_writable()?;
-        self.inner.setxattr(ctx, inode, name, value, flags)
+        self.inner
+            .setxattr(ctx, self.node(inode)?, name, value, flags)
     }
 
     fn getxattr(
@@ -573,16 +891,18 @@ impl FileSystem for SharedTree {
         size: u32,
     ) -> io::Result<GetxattrReply> {
         // The server makes a buffer of that size.
-        self.inner.getxattr(ctx, inode, name, size.min(MAX_XATTR))
+        self.inner
+            .getxattr(ctx, self.node(inode)?, name, size.min(MAX_XATTR))
     }
 
     fn listxattr(&self, ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.inner.listxattr(ctx, inode, size.min(MAX_XATTR))
+        self.inner
+            .listxattr(ctx, self.node(inode)?, size.min(MAX_XATTR))
     }
 
     fn removexattr(&self, ctx: &Context, inode: u64, name: &CStr) -> io::Result<()> {
         self.check_writable()?;
-        self.inner.removexattr(ctx, inode, name)
+        self.inner.removexattr(ctx, self.node(inode)?, name)
     }
 
     fn opendir(
@@ -591,9 +911,11 @@ impl FileSystem for SharedTree {
         inode: u64,
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let opened = self.inner.opendir(ctx, inode, libc::O_RDONLY as u32)?;
-        self.opened(inode, opened.0);
-        Ok(opened)
+        let inode = self.node(inode)?;
+        let (handle, options) = self.inner.opendir(ctx, inode, libc::O_RDONLY as u32)?;
+        self.opened(inode, 0, true, handle);
+        let handle = handle.map(|handle| self.file_for_guest(handle));
+        Ok((handle, options))
     }
 
     fn readdir(
@@ -605,6 +927,7 @@ impl FileSystem for SharedTree {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner
             .readdir(ctx, inode, handle, size, offset, add_entry)
     }
@@ -618,16 +941,29 @@ impl FileSystem for SharedTree {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        let add = &mut |name: DirEntry<'_>, entry| add_entry(name, self.told(entry));
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
+        let add = &mut |name: DirEntry<'_>, entry: Entry| {
+            // The kernel's names have no NUL.
+            let text = CString::new(name.name)?;
+            let own = entry.inode;
+            let added = add_entry(name, self.told(inode, &text, entry));
+            if let Ok(0) = added {
+                // It did not fit; the server has taken it back.
+                self.untold(own);
+            }
+            added
+        };
         self.inner
             .readdirplus(ctx, inode, handle, size, offset, add)
     }
 
     fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner.fsyncdir(ctx, inode, datasync, handle)
     }
 
     fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner.releasedir(ctx, inode, flags, handle)?;
         self.open_files().remove(&handle);
         Ok(())
@@ -637,7 +973,7 @@ impl FileSystem for SharedTree {
         if mask & libc::W_OK as u32 != 0 {
             self.check_writable()?;
         }
-        self.inner.access(ctx, inode, mask)
+        self.inner.access(ctx, self.node(inode)?, mask)
     }
 
     fn lseek(
@@ -648,6 +984,7 @@ impl FileSystem for SharedTree {
         offset: u64,
         whence: u32,
     ) -> io::Result<u64> {
+        let (inode, handle) = (self.node(inode)?, self.file(handle)?);
         self.inner.lseek(ctx, inode, handle, offset, whence)
     }
 }

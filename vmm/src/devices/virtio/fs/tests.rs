@@ -436,3 +436,126 @@ fn a_directory_that_is_none_is_not_shared() {
     let error = Fs::new(tag, share, 0, &ThreadHook::none()).unwrap_err();
     assert!(matches!(error, FsError::RequestQueues(0)));
 }
+
+impl Guest {
+    /// What the guest knows of the share, as it comes out of a file.
+    fn held(&mut self) -> Result<Held, PauseError> {
+        let held = self.device.pause();
+        self.device.resume();
+        let text = serde_json::to_string(&held?).unwrap();
+        Ok(serde_json::from_str(&text).unwrap())
+    }
+
+    /// The same guest with another server.
+    fn served_by_another(mut self) -> Result<Self, PauseError> {
+        let held = self.held()?;
+        let share = Share {
+            root: self.directory.path().to_owned(),
+            cache: Cache::Always,
+            access: Access::ReadWrite,
+        };
+        let tag = Tag::new("test").unwrap();
+        self.device = Fs::new(tag, share, 1, &ThreadHook::none()).unwrap();
+        self.device.take_over(&held)?;
+        self.driver = Driver::new(&[256, 256]);
+        self.device.activate(self.driver.queues(), 0);
+        Ok(self)
+    }
+}
+
+#[test]
+fn a_server_that_takes_over_knows_what_the_guest_knows() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let root = guest.directory.path().to_owned();
+    for name in ["seen", "forgotten", "renamed", "gone"] {
+        fs::write(root.join(name), name).unwrap();
+    }
+    fs::create_dir(root.join("dir")).unwrap();
+    fs::write(root.join("dir/inner"), "inner").unwrap();
+    let [seen, forgotten, renamed, gone, dir] =
+        ["seen", "forgotten", "renamed", "gone", "dir"].map(|n| guest.lookup(ROOT, n).unwrap());
+    let inner = guest.lookup(dir.node(), "inner").unwrap();
+    let handle = guest.open(inner.node(), libc::O_RDWR).unwrap();
+    let body = [longs(&[dir.node()]), text("renamed"), text("moved")].concat();
+    guest.ask(RENAME, ROOT, &body).unwrap();
+    let forget = guest.request(FORGET, forgotten.node(), &longs(&[1]));
+    guest.driver.write(REQUEST, &forget);
+    guest.raw(&[(REQUEST, 48, READ)]);
+    fs::remove_file(root.join("gone")).unwrap();
+
+    let mut guest = guest.served_by_another().unwrap();
+    let data = guest.read(inner.node(), handle, 1, 10).unwrap();
+    assert_eq!(data, b"nner");
+    assert_eq!(guest.write(inner.node(), handle, 0, b"I"), Ok(1));
+    for (node, content) in [(&seen, "seen"), (&renamed, "renamed")] {
+        let handle = guest.open(node.node(), libc::O_RDONLY).unwrap();
+        let data = guest.read(node.node(), handle, 0, 10).unwrap();
+        assert_eq!(data, content.as_bytes());
+    }
+    assert_eq!(guest.lookup(ROOT, "seen").unwrap().node(), seen.node());
+    // A new number is nobody's old one, and what was not found again is looked for again.
+    let (new, _) = guest.create("new", libc::O_RDWR).unwrap();
+    assert!(new.node() > inner.node());
+    assert_eq!(guest.open(gone.node(), 0).err(), Some(libc::ESTALE));
+    assert_eq!(guest.open(forgotten.node(), 0).err(), Some(libc::ESTALE));
+
+    // Once more, with numbers of both.
+    let (handle, before) = (guest.open(new.node(), libc::O_RDWR).unwrap(), handle);
+    let mut guest = guest.served_by_another().unwrap();
+    assert_eq!(guest.write(new.node(), handle, 0, b"new"), Ok(3));
+    let data = guest.read(inner.node(), before, 0, 10).unwrap();
+    assert_eq!(data, b"Inner");
+}
+
+#[test]
+fn an_open_file_without_a_name_is_not_written_down() {
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let (file, handle) = guest.create("file", libc::O_RDWR).unwrap();
+    guest.ask(UNLINK, ROOT, &text("file")).unwrap();
+    let error = guest.held().unwrap_err().to_string();
+    assert_eq!(error, "file is open in the guest and has no name any more");
+    // It goes on.
+    assert_eq!(guest.write(file.node(), handle, 0, b"kept"), Ok(4));
+}
+
+#[test]
+fn an_open_file_that_is_not_what_it_was_is_refused_by_its_path() {
+    type Change = (fn(&std::path::Path), &'static str);
+    let changes: [Change; 3] = [
+        (
+            |path| fs::remove_file(path).unwrap(),
+            "dir/file was open in the guest and is not there any more",
+        ),
+        (
+            |path| fs::write(path, "longer").unwrap(),
+            "dir/file was open in the guest and is not what it was: it was replaced, or written to",
+        ),
+        (
+            |path| {
+                fs::write(path.with_file_name("other"), "").unwrap();
+                fs::rename(path.with_file_name("other"), path).unwrap();
+            },
+            "dir/file was open in the guest and is not what it was: it was replaced, or written to",
+        ),
+    ];
+    for (change, expected) in changes {
+        let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+        let path = guest.directory.path().join("dir/file");
+        fs::create_dir(guest.directory.path().join("dir")).unwrap();
+        fs::write(&path, "").unwrap();
+        let dir = guest.lookup(ROOT, "dir").unwrap();
+        let file = guest.lookup(dir.node(), "file").unwrap();
+        guest.open(file.node(), libc::O_RDONLY).unwrap();
+        let held = guest.held().unwrap();
+        change(&path);
+        let share = Share {
+            root: guest.directory.path().to_owned(),
+            cache: Cache::Always,
+            access: Access::ReadWrite,
+        };
+        let tag = Tag::new("test").unwrap();
+        let mut next = Fs::new(tag, share, 1, &ThreadHook::none()).unwrap();
+        let error = next.take_over(&held).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}
