@@ -33,7 +33,7 @@ use crate::devices::virtio::fs::{Fs, FsError};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
 use crate::devices::virtio::{
-    MmioTransport, PauseError, ThreadHook, ThreadKind, VirtioDevice, mmio, rng::Rng,
+    DeviceType, MmioTransport, PauseError, ThreadHook, ThreadKind, VirtioDevice, mmio, rng::Rng,
 };
 use crate::exit::{ExitLatch, VmExit};
 use crate::kvm::{self, Hypervisor, KvmError};
@@ -492,6 +492,16 @@ impl Devices {
         paused.collect()
     }
 
+    /// Lets the socket devices go on that stand still.
+    fn resume_sockets(&self) {
+        for device in &self.virtio {
+            let mut device = lock(device);
+            if device.device_type() == DeviceType::Socket {
+                device.resume();
+            }
+        }
+    }
+
     /// Lets the virtio devices go on that stand still.
     fn resume(&self) {
         for device in &self.virtio {
@@ -794,6 +804,16 @@ impl PausedVm<'_> {
     /// Lets the machine go on.
     pub fn resume(self) {
         self.vm.go_on();
+    }
+
+    /// Lets it stand still for good. What the guest has sent by its sockets still reaches the host, and then their end.
+    pub fn end(self) {
+        let Parts { devices, vsock, .. } = &self.vm.parts;
+        if let Some(vsock) = vsock {
+            // No other: a request that is served now would be served again for who goes on.
+            devices.resume_sockets();
+            vsock.finish();
+        }
     }
 }
 

@@ -222,6 +222,9 @@ pub struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
+    /// Their names in a snapshot's directory.
+    pub const NAMES: [&str; 2] = [MEMORY, STATE];
+
     /// Makes them in `directory`, which has none of a snapshot.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Held, Interrupt, PauseError, VirtQueue, VirtioDevice};
+use super::{DeviceType, Held, Interrupt, PauseError, VirtQueue, VirtioDevice};
 use crate::devices::bus::BusDevice;
 use crate::memory::GuestRam;
 
@@ -421,6 +421,11 @@ impl MmioTransport {
         })
     }
 
+    /// What kind of device it is.
+    pub(crate) fn device_type(&self) -> DeviceType {
+        self.device.device_type()
+    }
+
     /// Lets the device go on, if it stands still.
     pub(crate) fn resume(&mut self) {
         self.device.resume();
@@ -522,7 +527,6 @@ fn set_high(target: &mut u64, value: u32) {
 mod tests {
     use std::sync::Mutex;
 
-    use super::super::DeviceType;
     use super::super::testing::{Driver, READ};
     use super::super::worker::new_event;
     use super::*;

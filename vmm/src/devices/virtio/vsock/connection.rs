@@ -238,6 +238,13 @@ impl Connection {
         }
     }
 
+    /// The guest is gone: what it sent is still the host's.
+    pub fn end(&mut self) -> Fate {
+        self.guest_receives_no_more = true;
+        self.guest_sends_no_more = true;
+        self.after_flush()
+    }
+
     fn receive_shutdown(&mut self, flags: u32) -> Fate {
         if flags & SHUTDOWN_RECEIVE != 0 && !self.guest_receives_no_more {
             self.guest_receives_no_more = true;

@@ -88,8 +88,8 @@ impl HostSocket {
         Ok(UnixListener::from(socket))
     }
 
-    /// The listening socket, to be served by another thread.
-    pub(super) fn into_listener(self) -> UnixListener {
+    /// The listening socket, which does not block.
+    pub fn into_listener(self) -> UnixListener {
         self.listener
     }
 }

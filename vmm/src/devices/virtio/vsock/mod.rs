@@ -158,6 +158,17 @@ impl VirtioDevice for Vsock {
     fn resume(&mut self) {
         self.worker.resume();
     }
+
+    fn take_over(&mut self, held: &Held) -> Result<(), PauseError> {
+        match *held {
+            Held::Nothing => Ok(()),
+            Held::Connections { next_port } => {
+                let told = self.worker.mailbox().send(Message::Lost { next_port });
+                told.map_err(|_| PauseError::Ended)
+            }
+            Held::Share(_) => Err(PauseError::OtherKind),
+        }
+    }
 }
 
 /// Connects this process with the guest.
@@ -190,6 +201,12 @@ impl VsockHandle {
             Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
             Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::ConnectionReset.into()),
         }
+    }
+
+    /// Ends all connections, each when the host has taken what the guest sent. For a guest that runs no more.
+    pub(crate) fn finish(&self) {
+        // A thread that has ended has no connections.
+        let _ = self.mailbox.send(Message::Finish);
     }
 
     /// Takes the guest's connections to `port` of the host from now on.

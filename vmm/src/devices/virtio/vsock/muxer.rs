@@ -50,6 +50,10 @@ pub enum Message {
         stream: UnixStream,
         reply: SyncSender<io::Result<()>>,
     },
+    /// The guest of the queues to come has connections that nobody here knows, from ports of the host below this one.
+    Lost { next_port: u32 },
+    /// The guest sends nothing any more: end the connections when the host has taken what it sent.
+    Finish,
 }
 
 impl From<Control> for Message {
@@ -62,10 +66,23 @@ impl From<Control> for Message {
 struct Queues {
     rx: VirtQueue,
     tx: VirtQueue,
-    /// The event queue: there is no event to send, but its buffers are the device's.
-    _event: Option<VirtQueue>,
+    event: Option<VirtQueue>,
+    /// Chains of the event queue that were taken.
+    event_chains: VecDeque<Chain>,
     /// A receive chain that was taken and found no packet.
     spare: Option<Chain>,
+}
+
+/// The event that ends all connections of the guest's (virtio 1.2, 5.10.6.7): `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
+const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
+
+/// How far the guest is told that its connections are lost. Its driver ends whatever connections there are when it comes
+/// to the event, also such as are newer: until it gives the event's buffer back it must hear of none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Due,
+    Told,
+    Over,
 }
 
 /// All connections and what is needed to serve them.
@@ -76,6 +93,7 @@ pub struct Muxer {
     listener: Option<UnixListener>,
     listeners: Arc<Listeners>,
     queues: Option<Queues>,
+    loss: Loss,
     connections: HashMap<u64, Connection>,
     /// The connections that the guest knows; a lingering one is not among them.
     by_ports: HashMap<Ports, u64>,
@@ -108,6 +126,7 @@ impl Muxer {
             listener,
             listeners,
             queues: None,
+            loss: Loss::Over,
             connections: HashMap::new(),
             by_ports: HashMap::new(),
             clients: HashMap::new(),
@@ -179,13 +198,15 @@ impl Muxer {
                         self.queues = Some(Queues {
                             rx,
                             tx,
-                            _event: queues.next(),
+                            event: queues.next(),
+                            event_chains: VecDeque::new(),
                             spare: None,
                         });
                     }
                 }
                 Message::Control(Control::Reset(done)) => {
                     self.queues = None;
+                    self.loss = Loss::Over;
                     self.connections.clear();
                     self.by_ports.clear();
                     self.ready.clear();
@@ -203,6 +224,19 @@ impl Muxer {
                     pause.stand_still(Ok(held));
                 }
                 Message::Control(Control::Stop) => self.stopped = true,
+                Message::Lost { next_port } => {
+                    self.loss = Loss::Due;
+                    self.next_port = next_port.max(FIRST_HOST_PORT);
+                }
+                Message::Finish => {
+                    let tokens: Vec<u64> = self.by_ports.values().copied().collect();
+                    for token in tokens {
+                        if let Some(connection) = self.connections.get_mut(&token) {
+                            let fate = connection.end();
+                            self.settle(token, fate);
+                        }
+                    }
+                }
                 Message::Connect {
                     port,
                     stream,
@@ -377,6 +411,10 @@ impl Muxer {
         let Some(mut queues) = self.queues.take() else {
             return;
         };
+        if !self.tell_loss(&mut queues) {
+            self.queues = Some(queues);
+            return;
+        }
         queues.tx.disable_notification();
         queues.rx.disable_notification();
         let mut received = 0;
@@ -422,6 +460,35 @@ impl Muxer {
             self.again |= self.has_output();
         }
         self.queues = Some(queues);
+    }
+
+    /// Tells the guest that its connections are lost, if they are; whether it knows.
+    fn tell_loss(&mut self, queues: &mut Queues) -> bool {
+        let Some(events) = queues.event.as_mut().filter(|_| self.loss != Loss::Over) else {
+            return true;
+        };
+        let taken = queues.event_chains.len();
+        loop {
+            // All there are, so that the next one is announced.
+            while let Some(chain) = events.pop() {
+                queues.event_chains.push_back(chain);
+            }
+            if !events.enable_notification() {
+                break;
+            }
+        }
+        if self.loss == Loss::Told && queues.event_chains.len() > taken {
+            self.loss = Loss::Over;
+        }
+        if self.loss == Loss::Due
+            && let Some(chain) = queues.event_chains.pop_front()
+        {
+            let length = chain.copy_to(events.memory(), 0, &TRANSPORT_RESET);
+            events.complete(chain, length);
+            events.signal_used();
+            self.loss = Loss::Told;
+        }
+        self.loss == Loss::Over
     }
 
     fn has_output(&self) -> bool {

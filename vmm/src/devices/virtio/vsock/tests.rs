@@ -573,3 +573,56 @@ fn addresses_with_a_meaning_are_no_guests() {
     }
     assert_eq!(GuestCid::new(3), Some(GuestCid::DEFAULT));
 }
+
+#[test]
+fn a_guest_hears_of_no_connection_before_it_has_ended_its_lost_ones() {
+    const EVENT: usize = 2;
+    const EVENTS: u64 = 0x30_0000;
+    let mut harness = Harness::new();
+    for slot in 0..2 {
+        let buffer = (EVENTS + slot * 8, 8, WRITE);
+        harness.driver.offer(EVENT, &[buffer]);
+        harness.driver.write(EVENTS + slot * 8, &[0xff; 8]);
+    }
+    let next_port = (1 << 30) + 7;
+    harness.mailbox.send(Message::Lost { next_port }).unwrap();
+    let handle = harness.handle.clone();
+    let thread = std::thread::spawn(move || handle.connect(1025));
+    let lost = Guest::new(1024, 5000);
+    harness.send(&lost, Op::Data, 0, b"x");
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(harness.ops(), []);
+    assert_eq!(harness.driver.used(EVENT), [(0, 4)]);
+    assert_eq!(harness.driver.read(EVENTS, 5), [0, 0, 0, 0, 0xff]);
+    // It has: it gives the event's buffer back.
+    harness.driver.offer(EVENT, &[(EVENTS, 8, WRITE)]);
+    let limit = std::time::Instant::now() + Duration::from_secs(20);
+    let mut ops = Vec::new();
+    while ops.len() < 2 {
+        assert!(std::time::Instant::now() < limit, "{ops:?}");
+        ops.extend(harness.packets().into_iter().map(|(header, _)| header));
+    }
+    let [reset, request] = ops.as_slice() else {
+        panic!("{ops:?}")
+    };
+    assert_eq!(reset.op, Some(Op::Reset));
+    assert_eq!(
+        (request.op, request.source_port),
+        (Some(Op::Request), next_port)
+    );
+    let guest = Guest::new(request.source_port, 1025);
+    harness.send(&guest, Op::Response, 0, &[]);
+    thread.join().unwrap().unwrap();
+    assert_eq!(harness.driver.used(EVENT).len(), 1);
+}
+
+#[test]
+fn what_a_guest_that_ended_has_sent_reaches_the_host() {
+    let mut harness = Harness::new();
+    let (guest, mut stream, _listener) = harness.guest_connects(1024);
+    harness.send(&guest, Op::Data, 0, b"last words");
+    harness.mailbox.send(Message::Finish).unwrap();
+    harness.turn();
+    assert_eq!(read_all(&mut stream), b"last words");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
