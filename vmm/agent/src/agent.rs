@@ -571,12 +571,17 @@ impl Agent {
             self.watch(end, key)?;
         }
         self.sources.insert(key, Source::Relay { relay, owner });
+        self.connect_parked(key, token);
+        Ok(())
+    }
+
+    /// Gives a relay the host's connection, if that is there already.
+    fn connect_parked(&mut self, key: u64, token: u64) {
         if let Some(parked) = self.parked.remove(&token)
             && let Some(Source::Greeting(greeting)) = self.sources.remove(&parked)
         {
             self.connect(key, greeting.fd);
         }
-        Ok(())
     }
 
     /// Gives a relay the host's connection; a second one is closed.

@@ -203,6 +203,20 @@ impl Containers {
             .collect()
     }
 
+    /// A further process of a container that has not ended.
+    pub(crate) fn running_exec(&self) -> Option<ProcessName> {
+        self.entries.iter().find_map(|(container, entry)| {
+            let mut processes = entry.processes.iter();
+            let (exec, _) = processes.find(|(exec, process)| {
+                !exec.is_empty() && !matches!(process.state, ProcessState::Ended(_))
+            })?;
+            Some(ProcessName {
+                container: container.clone(),
+                exec: exec.clone(),
+            })
+        })
+    }
+
     /// The process that runs with this pid.
     pub(crate) fn find(&self, pid: i32) -> Option<ProcessName> {
         self.entries.iter().find_map(|(container, entry)| {

@@ -25,6 +25,8 @@ pub(crate) struct Relay {
     /// From the process.
     output: Option<Direction>,
     draining: bool,
+    /// Nothing is moved: the machine is being written down, or its streams are lost.
+    held: bool,
 }
 
 /// One direction: the process's end and the bytes under way.
@@ -81,6 +83,18 @@ impl Relay {
         })
     }
 
+    /// A relay from an output that has ended: the host learns of it when it connects. `end` is any descriptor.
+    pub(crate) fn ended(end: OwnedFd) -> Self {
+        let transit = Transit {
+            source_ended: true,
+            ..Transit::default()
+        };
+        Self {
+            output: Some(Direction { end, transit }),
+            ..Self::default()
+        }
+    }
+
     /// The descriptor of the process's end, to be watched.
     pub(crate) fn process_end(&self) -> Option<BorrowedFd<'_>> {
         self.output
@@ -97,6 +111,22 @@ impl Relay {
     /// Attaches the host's connection.
     pub(crate) fn connect(&mut self, stream: OwnedFd) {
         self.stream = Some(stream);
+    }
+
+    /// Moves nothing until [`Relay::release`] or [`Relay::disconnect`].
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Goes on by the host's connection as before.
+    pub(crate) fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// Lets go of the host's connection, for another one. What has not been delivered is kept for that.
+    pub(crate) fn disconnect(&mut self) {
+        self.stream = None;
+        self.held = false;
     }
 
     /// The process has ended: its input goes nowhere, and of its output only what is there now is still
@@ -120,7 +150,7 @@ impl Relay {
 
     /// Moves what can be moved now. `true` asks for another call without an event.
     pub(crate) fn advance(&mut self) -> bool {
-        let Some(stream) = &self.stream else {
+        let Some(stream) = self.stream.as_ref().filter(|_| !self.held) else {
             return false;
         };
         let mut again = false;
@@ -305,6 +335,40 @@ mod tests {
         host.read_to_string(&mut received).unwrap();
         assert_eq!(received, "last words");
         drop(write_end);
+    }
+
+    #[test]
+    fn what_a_held_relay_has_goes_to_the_next_stream() {
+        let (read_end, write_end) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        let (stream, host) = stream_pair();
+        let mut relay = Relay::output(read_end);
+        relay.connect(stream);
+        relay.hold();
+        write(&write_end, b"kept").unwrap();
+        drop(host);
+        assert!(!relay.advance());
+        assert!(!relay.is_finished());
+        relay.disconnect();
+        assert!(!relay.is_connected());
+        let (stream, mut host) = stream_pair();
+        relay.connect(stream);
+        drop(write_end);
+        run_to_end(&mut relay);
+        let mut received = String::new();
+        host.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "kept");
+    }
+
+    #[test]
+    fn an_output_that_has_ended_tells_who_connects() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut relay = Relay::ended(null.into());
+        assert!(relay.is_settled() && !relay.is_finished());
+        let (stream, mut host) = stream_pair();
+        relay.connect(stream);
+        relay.advance();
+        assert!(relay.is_finished());
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

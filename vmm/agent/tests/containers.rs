@@ -19,13 +19,13 @@ use std::{env, fs};
 use agent::Agent;
 use libtest_mimic::{Arguments, Failed, Trial};
 use protocol::message::{
-    Console, ConsoleSize, ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest,
-    OomRequest, Outcome, ProcessRequest, ResizeTerminalRequest, SignalRequest, Stdio,
-    UpdateRequest, WaitResponse,
+    AdoptRequest, Console, ConsoleSize, ContainerRequest, CreateContainerRequest, DeleteRequest,
+    Empty, ExecRequest, OomRequest, Outcome, ProcessRequest, ResizeTerminalRequest, SignalRequest,
+    Stdio, UpdateRequest, WaitResponse,
 };
 use protocol::method::{
-    CreateContainer, Delete, Exec, Method, Pause, Processes, ResizeTerminal, Resume, Signal,
-    StartContainer, State, Stats, Update, Wait, WaitOom,
+    Adopt, CreateContainer, Delete, Exec, Method, Pause, Processes, ResizeTerminal, Resume, Signal,
+    StartContainer, State, Stats, Suspend, Update, Wait, WaitOom,
 };
 use protocol::wire::Decoder;
 use protocol::{Client, ClientError, Code, Failure, StdioHeader, decode_response, encode_request};
@@ -90,6 +90,10 @@ fn main() -> ExitCode {
             a_terminal_has_its_size_and_echoes,
         ),
         ("exec_gets_a_terminal", exec_gets_a_terminal),
+        (
+            "streams_that_are_lost_are_replaced",
+            streams_that_are_lost_are_replaced,
+        ),
         ("pause_resume_and_state", pause_resume_and_state),
         ("processes_stats_and_update", processes_stats_and_update),
         (
@@ -476,6 +480,41 @@ fn exec_ends_with_a_child_left() -> Outcomes<()> {
     guest.exec("e", &["sh", "-c", "sleep 1000 & echo started"], stdio)?;
     assert_eq!(guest.wait("e")?, Outcome::Exited(0));
     assert_eq!(text(stdout)?, "started\n");
+    Ok(())
+}
+
+fn streams_that_are_lost_are_replaced() -> Outcomes<()> {
+    let guest = Guest::new()?;
+    let streams = || Stdio {
+        stdin: token(),
+        stdout: token(),
+        stderr: token(),
+        console: None,
+    };
+    let open =
+        |stdio: &Stdio| [stdio.stdin, stdio.stdout, stdio.stderr].map(|token| guest.stream(token));
+    let old = streams();
+    let [mut stdin, stdout, _stderr] = open(&old);
+    let script = "exec 2>&-; read a; echo got $a; read b; echo got $b";
+    guest.run(&["sh", "-c", script], old)?;
+    stdin.write_all(b"one\n")?;
+    let mut lines = BufReader::new(stdout).lines();
+    assert_eq!(lines.next().unwrap()?, "got one");
+    guest.call::<Suspend>(&Empty {})?;
+    drop((stdin, lines));
+    let new = streams();
+    // One of them before, the others after the agent expects them.
+    let mut stdin = guest.stream(new.stdin);
+    let request = AdoptRequest {
+        id: guest.id.clone(),
+        stdio: Some(new.clone()),
+    };
+    guest.call::<Adopt>(&request)?;
+    let (stdout, stderr) = (guest.stream(new.stdout), guest.stream(new.stderr));
+    assert_eq!(text(stderr)?, "");
+    stdin.write_all(b"two\n")?;
+    assert_eq!(text(stdout)?, "got two\n");
+    assert_eq!(guest.wait("")?, Outcome::Exited(0));
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub use stdio::{StdioHeader, StdioHeaderError};
 
 /// The version of everything in this crate that is visible on the wire. Host and agent must agree exactly:
 /// both come from one build of the project, and the host packs the agent that it will talk to.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The vsock port of the RPC. The agent listens on it in the guest; the host listens on the same number
 /// for the agent's [`message::Hello`].

@@ -33,6 +33,17 @@ pub struct RenewRequest {
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Empty {}
 
+/// Gives the streams of a machine that goes on from a checkpoint, whose connections are gone, to its processes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AdoptRequest {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The init process's streams: as many as it was created with, or its terminal.
+    #[prost(message, optional, tag = "2")]
+    pub stdio: Option<Stdio>,
+}
+
 /// Names a container.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerRequest {

@@ -36,9 +36,16 @@ macro_rules! methods {
 }
 
 methods! {
-    /// Makes a machine that goes on from another's snapshot one of its own: its randomness and its time. The first call
+    /// Makes a machine that goes on from a snapshot one of its own: its randomness and its time. The first call
     /// to it.
     Renew: RenewRequest => Empty;
+    /// Moves nothing any more between the processes and their streams: the host is about to write the machine down. What was
+    /// moved before has been sent when this is answered. Fails if a process of [`Exec`] runs.
+    Suspend: Empty => Empty;
+    /// Goes on after [`Suspend`] by the same streams.
+    Proceed: Empty => Empty;
+    /// Goes on after [`Suspend`], in a machine that was restored, by new streams. After [`Renew`].
+    Adopt: AdoptRequest => Empty;
     /// Creates a container; its init process waits for [`StartContainer`].
     CreateContainer: CreateContainerRequest => ProcessStarted;
     /// Lets the init process of a created container run the workload.

@@ -11,7 +11,7 @@ use nix::unistd::pipe2;
 use prost::Message;
 use protocol::envelope::Request;
 use protocol::message::{
-    ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest, OomRequest,
+    AdoptRequest, ContainerRequest, CreateContainerRequest, DeleteRequest, ExecRequest, OomRequest,
     ProcessRequest, ResizeTerminalRequest, SignalRequest, StateResponse, Stdio, UpdateRequest,
 };
 use protocol::method::{self, Method};
@@ -44,6 +44,9 @@ impl Agent {
                 Ok(()) => Ok(Answer::empty()),
                 Err(error) => Err(Failure::from_error(Code::Internal, &error)),
             },
+            method::Suspend::NAME => self.suspend(),
+            method::Proceed::NAME => Ok(self.proceed()),
+            method::Adopt::NAME => self.adopt(decode(payload)?),
             method::CreateContainer::NAME => self.create(caller, decode(payload)?),
             method::StartContainer::NAME => self.start(caller, payload),
             method::Exec::NAME => self.exec(caller, decode(payload)?),
@@ -71,6 +74,83 @@ impl Agent {
                 Err(Failure::new(Code::Unimplemented, text))
             }
         }
+    }
+
+    /// Holds all streams, for the machine to be written down.
+    fn suspend(&mut self) -> Result<Answer, Failure> {
+        let refuse = |text: String| Err(Failure::new(Code::FailedPrecondition, text));
+        if let Some(ProcessName { exec, .. }) = self.containers.running_exec() {
+            return refuse(format!(
+                "the process {exec} of exec runs, whose streams would be lost: end it first"
+            ));
+        }
+        if self.operations > 0 {
+            return refuse("an operation on the container is under way: try again".to_owned());
+        }
+        for source in self.sources.values_mut() {
+            if let Source::Relay { relay, .. } = source {
+                relay.hold();
+            }
+        }
+        Ok(Answer::empty())
+    }
+
+    fn proceed(&mut self) -> Answer {
+        for (&key, source) in &mut self.sources {
+            if let Source::Relay { relay, .. } = source {
+                relay.release();
+                self.ready.push_back(key);
+            }
+        }
+        Answer::empty()
+    }
+
+    /// Gives a container's init process new streams for its old ones.
+    fn adopt(&mut self, request: AdoptRequest) -> Result<Answer, Failure> {
+        let name = ProcessName::init(&request.id);
+        let process = self.containers.process(&name)?;
+        let (keys, has_terminal) = (process.relays.clone(), process.terminal.is_some());
+        let stdio = request.stdio.unwrap_or_default();
+        let tokens = match &stdio.console {
+            Some(console) => vec![console.token],
+            None => vec![stdio.stdin, stdio.stdout, stdio.stderr],
+        };
+        if stdio.console.is_some() != has_terminal || tokens.len() != keys.len() {
+            return Err(invalid("the process has other streams, or no terminal"));
+        }
+        if tokens
+            .iter()
+            .any(|token| *token == 0 || self.streams.contains_key(token))
+        {
+            return Err(invalid("a stream's token is missing or in use"));
+        }
+        for (key, token) in keys.into_iter().zip(tokens) {
+            self.streams.retain(|_, stream| *stream != key);
+            self.streams.insert(token, key);
+            if let Some(Source::Relay { relay, .. }) = self.sources.get_mut(&key) {
+                relay.disconnect();
+            } else {
+                // It has ended before, which the new stream has to be told.
+                let null = File::open("/dev/null").map_err(|error| {
+                    let text = "cannot open /dev/null".to_owned();
+                    Failure::from_texts(Code::Internal, vec![text, error.to_string()])
+                })?;
+                let relay = Relay::ended(null.into());
+                let owner = name.clone();
+                self.sources.insert(key, Source::Relay { relay, owner });
+            }
+            self.connect_parked(key, token);
+        }
+        if let Some(size) = stdio.console.and_then(|console| console.size) {
+            let id = request.id;
+            // One whose other side is closed has no size any more.
+            let _ = self.resize(&ResizeTerminalRequest {
+                id,
+                exec_id: String::new(),
+                size: Some(size),
+            });
+        }
+        Ok(Answer::empty())
     }
 
     /// An operation on the container that the payload names.
