@@ -5,6 +5,7 @@
 //! container model has.
 
 mod agent;
+mod checkpoint;
 mod exec;
 mod guest_spec;
 mod intruder;
@@ -171,22 +172,10 @@ impl Isolation for MicrovmModel {
     }
 
     fn create(&self, context: &CreateContext<'_>) -> Result<Made, IsolationError> {
-        if context.preserve_fds > 0 {
-            return Err(unsupported(
-                "preserve descriptors",
-                "a descriptor of the host has no meaning in the guest",
-            ));
-        }
-        if engine::cgroup::is_rootless() {
-            return Err(unsupported(
-                "run for an ordinary user",
-                "its process takes privileges to give them up; call it as root",
-            ));
-        }
-        refuse_foreign_machines(context.bundle.vm())?;
+        check_context(context)?;
         match pod::role(context.bundle).map_err(IsolationError::failed)? {
             Role::Member(sandbox) => create_in_pod(context, &sandbox),
-            role => create_machine(context, role == Role::Sandbox),
+            role => create_machine(context, role == Role::Sandbox, None),
         }
     }
 
@@ -355,18 +344,36 @@ impl Isolation for MicrovmModel {
         Ok(Box::new(watch.map_err(agent_error)?))
     }
 
-    fn checkpoint(&self, _: &Target<'_>, _: &Images) -> Result<(), IsolationError> {
-        Err(unsupported(
-            "checkpoint",
-            "a machine with its memory cannot be written down yet",
-        ))
+    fn checkpoint(&self, container: &Target<'_>, images: &Images) -> Result<(), IsolationError> {
+        if images.pre_dump || images.parent_path.is_some() {
+            return Err(unsupported(
+                "checkpoint in several passes",
+                "the memory is written as a whole: leave out --pre-dump and --parent-path",
+            ));
+        }
+        if pod::is_member(container.dir) {
+            return Err(unsupported(
+                "checkpoint a container of a pod",
+                "the machine is the pod's",
+            ));
+        }
+        let vm_dir = container.dir.join(VM_DIR);
+        checkpoint::write(&vm_dir, &images.image_path, images.leave_running)
+            .map_err(IsolationError::failed)
     }
 
-    fn restore(&self, _: &CreateContext<'_>, _: &Images) -> Result<i32, IsolationError> {
-        Err(unsupported(
-            "restore",
-            "a machine with its memory cannot be written down yet",
-        ))
+    fn restore(&self, context: &CreateContext<'_>, images: &Images) -> Result<i32, IsolationError> {
+        check_context(context)?;
+        if pod::role(context.bundle).map_err(IsolationError::failed)? != Role::Alone {
+            return Err(unsupported(
+                "restore a container of a pod",
+                "the machine is the pod's",
+            ));
+        }
+        let Made { pid, hold } = create_machine(context, false, Some(&images.image_path))?;
+        hold.release()
+            .map_err(io_error("let go of the VMM process"))?;
+        Ok(pid)
     }
 
     fn console(&self, container: &Target<'_>) -> Result<Vec<u8>, IsolationError> {
@@ -399,9 +406,33 @@ impl Isolation for MicrovmModel {
     }
 }
 
-/// Makes a machine with the container in it.
-fn create_machine(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Made, IsolationError> {
-    let orders = orders(context, is_sandbox)?;
+/// Refuses what no machine can be made for.
+fn check_context(context: &CreateContext<'_>) -> Result<(), IsolationError> {
+    if context.preserve_fds > 0 {
+        return Err(unsupported(
+            "preserve descriptors",
+            "a descriptor of the host has no meaning in the guest",
+        ));
+    }
+    if engine::cgroup::is_rootless() {
+        return Err(unsupported(
+            "run for an ordinary user",
+            "its process takes privileges to give them up; call it as root",
+        ));
+    }
+    refuse_foreign_machines(context.bundle.vm())
+}
+
+/// Makes a machine with the container in it, which is created, or goes on from the images of a checkpoint.
+fn create_machine(
+    context: &CreateContext<'_>,
+    is_sandbox: bool,
+    images: Option<&Path>,
+) -> Result<Made, IsolationError> {
+    let orders = Orders {
+        images: images.map(Path::to_owned),
+        ..orders(context, is_sandbox)?
+    };
     let cgroup = claim(context)?;
     if let Network::Join(path) = &orders.network {
         fs::write(
@@ -543,6 +574,7 @@ fn orders(context: &CreateContext<'_>, is_sandbox: bool) -> Result<Orders, Isola
         volumes: guest_spec.volumes,
         disks: guest_spec.disks,
         spec: guest_spec.spec,
+        images: None,
         console_socket: context.console_socket.map(Path::to_owned),
     })
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use protocol::{STDIO_PORT, StdioHeader, message};
@@ -117,6 +118,16 @@ impl Relay {
         for output in self.outputs {
             // A thread that panicked has nothing more to pass on.
             let _ = output.join();
+        }
+    }
+}
+
+impl Relay {
+    /// As [`Relay::finish`], but a reader who reads nothing is waited for no longer than this.
+    pub fn finish_within(self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while Instant::now() < end && !self.outputs.iter().all(JoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }

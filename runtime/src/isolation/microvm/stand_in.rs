@@ -178,8 +178,8 @@ impl StandIn {
                 }
                 end_like(outcome)
             }
-            // With the machine, every process in it was killed.
-            End::Machine => end_like(Outcome::Signaled(libc::SIGKILL.unsigned_abs())),
+            // With the machine, every process in it was killed. Nobody asks us anything.
+            End::Machine | End::Asked => end_like(Outcome::Signaled(libc::SIGKILL.unsigned_abs())),
         }
     }
 }

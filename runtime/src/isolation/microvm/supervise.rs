@@ -54,6 +54,17 @@ pub enum End {
     Process(Outcome),
     /// The machine is gone, or its agent says nothing that makes sense any more.
     Machine,
+    /// Neither: somebody asks something of the machine.
+    Asked,
+}
+
+/// What becomes readable when something happens to the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct MachineEvents<'a> {
+    /// It has stopped.
+    pub exit: BorrowedFd<'a>,
+    /// Somebody asks something of it.
+    pub control: BorrowedFd<'a>,
 }
 
 /// The process that is stood for.
@@ -68,8 +79,8 @@ pub struct Supervised<'a> {
 }
 
 impl Supervised<'_> {
-    /// Passes signals and sizes on until the process or the machine ends. `waiting` is a connection of its own to the
-    /// agent; `machine` becomes readable when the machine has stopped.
+    /// Passes signals and sizes on until the process or the machine ends, or somebody asks something of the machine.
+    /// `waiting` is a new connection to the agent.
     ///
     /// # Errors
     /// The kernel's.
@@ -78,7 +89,7 @@ impl Supervised<'_> {
         agent: &mut Agent,
         waiting: UnixStream,
         signals: &SignalFd,
-        machine: Option<BorrowedFd<'_>>,
+        machine: Option<MachineEvents<'_>>,
     ) -> io::Result<End> {
         let request = ProcessRequest {
             id: self.id.to_owned(),
@@ -93,7 +104,9 @@ impl Supervised<'_> {
                 PollFd::new(waiting.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
-            fds.extend(machine.map(|machine| PollFd::new(machine, PollFlags::POLLIN)));
+            let of_machine = machine.map(|machine| [machine.exit, machine.control]);
+            let of_machine = of_machine.into_iter().flatten();
+            fds.extend(of_machine.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 result => result?,
@@ -109,6 +122,9 @@ impl Supervised<'_> {
             }
             if ready.get(2) == Some(&true) {
                 return Ok(End::Machine);
+            }
+            if ready.get(3) == Some(&true) {
+                return Ok(End::Asked);
             }
         }
     }

@@ -89,7 +89,32 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn of(boot: &Boot, interfaces: usize) -> Result<Self, TemplateError> {
+    /// In what another machine differs, if it does.
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        let (a, b) = (self, other);
+        [
+            (a.version != b.version, "version of rt"),
+            (a.host != b.host, "kernel or processor of the host"),
+            (a.kernel != b.kernel, "guest kernel"),
+            (
+                a.modules != b.modules,
+                "archive of the guest kernel's modules",
+            ),
+            (a.agent != b.agent, "rt-agent"),
+            (a.parameters != b.parameters, "`vm.kernel.parameters`"),
+            (a.vcpus != b.vcpus, "number of vCPUs"),
+            (a.memory != b.memory, "size of the guest's memory"),
+            (a.interfaces != b.interfaces, "number of network interfaces"),
+        ]
+        .into_iter()
+        .find_map(|(differs, what)| differs.then_some(what))
+    }
+
+    /// Of a machine that boots so.
+    ///
+    /// # Errors
+    /// A file cannot be looked at.
+    pub fn of(boot: &Boot, interfaces: usize) -> Result<Self, TemplateError> {
         let identity = |path: &Path| FileIdentity::of(path).map_err(file("look at", path));
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),

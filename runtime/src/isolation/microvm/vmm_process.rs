@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,21 +25,22 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{pipe2, setsid};
 use oci_spec::runtime::{Process, Spec};
-use protocol::message::{self, ContainerRequest, CreateContainerRequest, Outcome};
-use protocol::method::{CreateContainer, FinishSending};
+use protocol::message::{self, AdoptRequest, ContainerRequest, CreateContainerRequest, Outcome};
+use protocol::method::{Adopt, CreateContainer, FinishSending, Resume};
 use protocol::{ClientError, ROOTFS_TAG, RPC_PORT, VOLUMES_TAG, read_hello};
 use serde::{Deserialize, Serialize};
 use vmm::boot::Segment;
 use vmm::devices::virtio::block::{Disk, DiskError};
 use vmm::devices::virtio::fs::{Access, Cache, Share, Tag};
 use vmm::devices::virtio::net::Interface;
-use vmm::devices::virtio::vsock::{GuestCid, VsockHandle, VsockListener};
+use vmm::devices::virtio::vsock::{GuestCid, HostSocket, VsockHandle, VsockListener};
 use vmm::memory::MemorySize;
 use vmm::seccomp::{self, SeccompError, Thread};
 use vmm::snapshot::Snapshot;
 use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit, VsockConfig};
 
 use super::agent::{Agent, AgentError, VSOCK};
+use super::checkpoint::{self, Checkpoint, CheckpointError, Manifest};
 use super::confinement;
 use super::guest_spec::{self, Network, Volume};
 use super::intruder::intruder;
@@ -47,7 +49,7 @@ use super::network::{self, NetworkError};
 use super::relay::Relay;
 use super::report::Reporter;
 use super::shares::{self, Content, ShareError, Shares};
-use super::supervise::{End, Supervised, catch_signals, end_like};
+use super::supervise::{End, MachineEvents, Supervised, catch_signals, end_like};
 use super::template::{self, TemplateError, Templates};
 use super::terminal::HostTerminal;
 use crate::guest::initramfs;
@@ -94,6 +96,8 @@ pub struct Orders {
     pub disks: Vec<guest_spec::Disk>,
     /// The configuration for the guest's engine.
     pub spec: Spec,
+    /// The images of a checkpoint to go on from, in place of the boot.
+    pub images: Option<PathBuf>,
     /// Where the terminal's master goes.
     pub console_socket: Option<PathBuf>,
 }
@@ -244,6 +248,12 @@ pub enum VmmError {
         "the guest does not go on from its template, which `rt template list` shows and `rt template remove` takes away"
     )]
     NotResumed(#[source] Box<VmmError>),
+    /// There is no checkpoint of the machine, or none to go on from.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The guest does not go on from its checkpoint.
+    #[error("the guest does not go on from its checkpoint")]
+    NotRestored(#[source] Box<VmmError>),
     /// The guest runs and its agent says nothing.
     #[error(
         "the guest's agent did not answer within {} s: is {} an rt guest kernel with virtio-mmio and vsock?{console}",
@@ -371,11 +381,48 @@ fn take_place(orders: &Orders) -> Result<SignalFd, VmmError> {
     Ok(signals)
 }
 
-/// A machine with a container in it that waits to be started.
+/// How long who reads what the workload wrote may take before a machine that was written down ends.
+const DELIVERY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a machine's start is in place of a boot.
+enum Beginning {
+    Boot,
+    Template(Snapshot),
+    Checkpoint(Box<Checkpoint>),
+}
+
+impl Beginning {
+    fn of(orders: &Orders, interfaces: usize) -> Result<Self, VmmError> {
+        if let Some(images) = &orders.images {
+            checkpoint::refuse(orders)?;
+            return Ok(Self::Checkpoint(Box::new(Checkpoint::open(images)?)));
+        }
+        // A template has no disk.
+        let template = match orders.disks.is_empty() {
+            true => Templates::new(&orders.templates).find(&orders.boot, interfaces)?,
+            false => None,
+        };
+        Ok(template.map_or(Self::Boot, Self::Template))
+    }
+
+    /// Whether there is a device for volumes.
+    fn shares_volumes(&self, orders: &Orders) -> bool {
+        match self {
+            Self::Boot => uses_volumes(orders),
+            // A template has all that any machine may need.
+            Self::Template(_) => true,
+            Self::Checkpoint(checkpoint) => checkpoint.manifest.shares_volumes,
+        }
+    }
+}
+
+/// A machine with a container in it that waits to be started, or runs again.
 struct Machine {
     vm: RunningVm,
     agent: Agent,
-    waiting: std::os::unix::net::UnixStream,
+    vsock: VsockHandle,
+    control: UnixListener,
+    manifest: Manifest,
     signals: SignalFd,
     terminal: Option<HostTerminal>,
     relay: Relay,
@@ -387,12 +434,14 @@ impl Machine {
         let (interfaces, mut network) = network::attach()?;
         let has_network = network.is_some();
         fault::point("vmm.network-attached");
-        // A template has no disk.
-        let template = match orders.disks.is_empty() {
-            true => Templates::new(&orders.templates).find(&orders.boot, interfaces.len())?,
-            false => None,
-        };
-        let is_resumed = template.is_some();
+        let beginning = Beginning::of(orders, interfaces.len())?;
+        let shares_volumes = beginning.shares_volumes(orders);
+        let manifest = Manifest::of(orders, interfaces.len(), network.as_ref(), shares_volumes)?;
+        if let Beginning::Checkpoint(checkpoint) = &beginning {
+            checkpoint.manifest.check(&manifest)?;
+        }
+        let is_restored = matches!(beginning, Beginning::Checkpoint(_));
+        let is_resumed = matches!(beginning, Beginning::Template(_));
         if is_resumed && let Some(network) = &mut network {
             template::name_devices(network);
         }
@@ -418,8 +467,12 @@ impl Machine {
         let notes = orders.vm_dir.join(BOOT_NOTES);
         let notes =
             File::create(&notes).map_err(io_error(format!("create {}", notes.display())))?;
+        let control = HostSocket::bind(&orders.vm_dir, checkpoint::CONTROL)
+            .map_err(|error| VmmError::Machine(error.into()))?
+            .into_listener();
         // No path of the host means anything from here on.
-        let vm = Vm::new(config(orders, interfaces, template, root)?).map_err(VmmError::Machine)?;
+        let vm =
+            Vm::new(config(orders, interfaces, beginning, root)?).map_err(VmmError::Machine)?;
         fault::point("vmm.machine-made");
         let vsock = vsock_of(&vm)?;
         let hello = vsock
@@ -429,7 +482,11 @@ impl Machine {
         fault::point("vmm.machine-runs");
 
         if is_resumed {
-            resume(vsock.clone(), &mut vm, &orders.boot)?;
+            resume(vsock.clone(), &mut vm, &orders.boot)
+                .map_err(|source| VmmError::NotResumed(Box::new(source)))?;
+        } else if is_restored {
+            resume(vsock.clone(), &mut vm, &orders.boot)
+                .map_err(|source| VmmError::NotRestored(Box::new(source)))?;
         } else {
             hear_agent(&hello, &mut vm, &orders.boot)?;
         }
@@ -443,22 +500,31 @@ impl Machine {
         seccomp::confine(Thread::Main, confinement())?;
         let to_agent = || connect(RPC_PORT).map_err(io_error("connect to the guest's agent"));
         let mut agent = Agent::over(to_agent()?).map_err(io_error("limit the agent's time"))?;
-        agent.call::<CreateContainer>(&CreateContainerRequest {
-            id: orders.id.clone(),
-            spec_json: serde_json::to_string(&orders.spec)
-                .map_err(|error| io_error("encode the spec")(error.into()))?,
-            stdio: Some(relay.stdio()),
-            shares: share_tags(orders),
-            network,
-            disks: named_disks(orders),
-        })?;
+        let (id, stdio) = (orders.id.clone(), Some(relay.stdio()));
+        if is_restored {
+            let container = ContainerRequest { id: id.clone() };
+            agent.call::<Adopt>(&AdoptRequest { id, stdio })?;
+            agent.call::<Resume>(&container)?;
+        } else {
+            agent.call::<CreateContainer>(&CreateContainerRequest {
+                id,
+                spec_json: serde_json::to_string(&orders.spec)
+                    .map_err(|error| io_error("encode the spec")(error.into()))?,
+                stdio,
+                shares: share_tags(orders),
+                network,
+                disks: named_disks(orders),
+            })?;
+        }
         fault::point("vmm.container-created");
         note_boot(notes, &vm, is_resumed, agent_at, exits_to_agent)
             .map_err(io_error("note the times of the boot"))?;
         Ok(Self {
             vm,
             agent,
-            waiting: to_agent()?,
+            vsock: vsock.clone(),
+            control,
+            manifest,
             signals,
             terminal,
             relay,
@@ -472,10 +538,28 @@ impl Machine {
             exec_id: "",
             terminal: self.terminal.as_ref(),
         };
-        let machine = exit_event(&self.vm);
-        let end =
-            process.until_its_end(&mut self.agent, self.waiting, &self.signals, Some(machine));
-        match end.unwrap_or(End::Machine) {
+        let end = loop {
+            let machine = MachineEvents {
+                exit: exit_event(&self.vm),
+                control: self.control.as_fd(),
+            };
+            let end = self.vsock.connect(RPC_PORT).and_then(|waiting| {
+                process.until_its_end(&mut self.agent, waiting, &self.signals, Some(machine))
+            });
+            let end = end.unwrap_or(End::Machine);
+            if end != End::Asked {
+                break end;
+            }
+            let (vm, agent) = (&mut self.vm, &mut self.agent);
+            let written = checkpoint::serve(&self.control, orders, &self.manifest, vm, agent);
+            if let Some(reporter) = written {
+                self.relay.finish_within(DELIVERY_LIMIT);
+                // Who is gone does not want to know.
+                let _ = reporter.ready();
+                return end_like(Outcome::Signaled(libc::SIGKILL.unsigned_abs()));
+            }
+        };
+        match end {
             End::Process(outcome) => {
                 self.relay.finish();
                 if self.has_network {
@@ -486,7 +570,7 @@ impl Machine {
                 // Every write of the guest has reached the host's files: nothing is lost with the machine.
                 end_like(outcome)
             }
-            End::Machine => {
+            End::Machine | End::Asked => {
                 let exit = self.vm.stop();
                 let text = quote_console(&self.vm);
                 // The workload's standard error is the one place that its user looks at.
@@ -620,14 +704,14 @@ pub fn note_terminal(vm_dir: &Path, terminal: &HostTerminal) -> io::Result<()> {
 fn config(
     orders: &Orders,
     interfaces: Vec<Interface>,
-    template: Option<Snapshot>,
+    beginning: Beginning,
     root: PathBuf,
 ) -> Result<VmConfig, VmmError> {
-    // A template has all that any machine may need.
-    let has_volumes = template.is_some() || uses_volumes(orders);
-    let origin = match template {
-        Some(snapshot) => Origin::Snapshot(snapshot),
-        None => Origin::Kernel(orders.boot.kernel_config()?),
+    let has_volumes = beginning.shares_volumes(orders);
+    let origin = match beginning {
+        Beginning::Boot => Origin::Kernel(orders.boot.kernel_config()?),
+        Beginning::Template(snapshot) => Origin::Snapshot(snapshot),
+        Beginning::Checkpoint(checkpoint) => Origin::Snapshot(checkpoint.snapshot),
     };
     let console = orders.vm_dir.join(CONSOLE_LOG);
     let console = fs::OpenOptions::new()
@@ -756,7 +840,7 @@ pub fn hear_agent(hello: &VsockListener, vm: &mut RunningVm, boot: &Boot) -> Res
     read_hello(&mut stream).map(drop).map_err(VmmError::Hello)
 }
 
-/// Makes a machine that goes on from a template one of its own.
+/// Makes a machine that goes on from a template or a checkpoint one of its own.
 fn resume(vsock: VsockHandle, vm: &mut RunningVm, boot: &Boot) -> Result<(), VmmError> {
     // In a thread, so that the machine's end is noticed too. Its end of the pipe goes with it.
     let (ended, end) = pipe2(OFlag::O_CLOEXEC).map_err(errno("make a pipe"))?;
@@ -766,15 +850,14 @@ fn resume(vsock: VsockHandle, vm: &mut RunningVm, boot: &Boot) -> Result<(), Vmm
             template::renew(&vsock).map(drop)
         })
         .map_err(io_error("start a thread"))?;
-    let renewed = wait_for(ended.as_fd(), vm, boot).and_then(|()| {
+    wait_for(ended.as_fd(), vm, boot).and_then(|()| {
         let panicked = || {
             Err(io_error("call the guest's agent")(
                 io::ErrorKind::Other.into(),
             ))
         };
         renewal.join().unwrap_or_else(|_| panicked())
-    });
-    renewed.map_err(|source| VmmError::NotResumed(Box::new(source)))
+    })
 }
 
 /// Waits for the agent's connection, the machine's end, or the end of patience.
