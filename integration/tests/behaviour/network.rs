@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use integration::network::{Cable, INSIDE, LINK_ADDRESS, OUTSIDE};
-use integration::{Bundle, Claim, Fixture, Model, ensure, ensure_eq};
+use integration::{Bundle, Claim, Fixture, Model, ensure, ensure_eq, wait_with_limit};
 use serde_json::json;
 
 use crate::Entry;
@@ -31,6 +31,10 @@ pub const CLAIMS: &[Entry] = &[
 
 /// Claims about what only a machine has: tap devices.
 pub const MICROVM_CLAIMS: &[Entry] = &[
+    (
+        "a_restored_machine_has_its_network_or_is_none",
+        a_restored_machine_has_its_network_or_is_none,
+    ),
     (
         "a_network_that_a_machine_has_is_refused_to_another",
         a_network_that_a_machine_has_is_refused_to_another,
@@ -349,6 +353,56 @@ fn the_hosts_own_network_is_refused(fixture: &Fixture) -> Claim {
             && outcome.stderr.contains("the host's own network"),
         "{}",
         outcome.stderr
+    );
+    Ok(())
+}
+
+fn a_restored_machine_has_its_network_or_is_none(fixture: &Fixture) -> Claim {
+    let Some(cable) = cable(fixture)? else {
+        return Ok(());
+    };
+    let mut bundle = bundle_in(fixture, &cable)?;
+    bundle.args(&["/bin/sleep", "1000"]);
+    let id = fixture.id("restored");
+    fixture.start_detached(&bundle, &id)?;
+    let images = fixture.dir().join("images");
+    let images = images.to_str().ok_or("a path that is not UTF-8")?;
+    fixture
+        .call(&["checkpoint", "--image-path", images, &id])?
+        .success()?;
+    let restore = || -> io::Result<String> {
+        let log = fixture.dir().join("restore.log");
+        let file = std::fs::File::create(&log)?;
+        let mut restore = fixture.rt(&["restore", "--detach", "--image-path", images, "--bundle"]);
+        restore.arg(bundle.dir()).arg(&id);
+        restore.stdout(file.try_clone()?).stderr(file);
+        wait_with_limit(&mut restore.spawn()?, Duration::from_secs(120))?;
+        std::fs::read_to_string(log)
+    };
+    ensure_eq!(restore()?, "", "what the restore says");
+    let ping = [
+        "exec",
+        &id,
+        "/bin/ping",
+        "-q",
+        "-c",
+        "1",
+        "-w",
+        "20",
+        OUTSIDE,
+    ];
+    fixture.call(&ping)?.success()?;
+    fixture.call(&["delete", "--force", &id])?.success()?;
+    cable.ip_inside(&["addr", "add", "10.99.7.7/24", "dev", "eth0"])?;
+    let refused = restore()?;
+    ensure!(
+        refused.contains("another network: interfaces, addresses or routes differ"),
+        "{refused}"
+    );
+    ensure_eq!(
+        fixture.call(&["state", &id])?.code(),
+        1,
+        "exit code of state"
     );
     Ok(())
 }
