@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use protocol::{STDIO_PORT, StdioHeader, message};
 use rustix::rand::{GetRandomFlags, getrandom};
-use vmm::seccomp::{self, Thread};
+use vmm::seccomp::{self, SeccompError, Thread};
 
 use super::confinement;
 use super::terminal::HostTerminal;
@@ -30,7 +30,7 @@ const STACK: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Relay {
     /// The threads that end when the process's output has been written.
-    outputs: Vec<JoinHandle<()>>,
+    outputs: Vec<Copying>,
     /// What the agent has to be told.
     stdio: message::Stdio,
 }
@@ -116,19 +116,35 @@ impl Relay {
     /// Waits until everything that the process wrote has been passed on.
     pub fn finish(self) {
         for output in self.outputs {
-            // A thread that panicked has nothing more to pass on.
-            let _ = output.join();
+            output.finish();
+        }
+    }
+
+    /// As [`Relay::finish`], but a reader who reads nothing is waited for no longer than this.
+    pub fn finish_within(self, limit: Duration) {
+        let end = Instant::now() + limit;
+        for output in self.outputs {
+            // Nothing is sent any more: it comes back when the thread has ended.
+            let _ = output
+                .ended
+                .recv_timeout(end.saturating_duration_since(Instant::now()));
         }
     }
 }
 
-impl Relay {
-    /// As [`Relay::finish`], but a reader who reads nothing is waited for no longer than this.
-    pub fn finish_within(self, limit: Duration) {
-        let end = Instant::now() + limit;
-        while Instant::now() < end && !self.outputs.iter().all(JoinHandle::is_finished) {
-            thread::sleep(Duration::from_millis(1));
-        }
+/// A thread that copies.
+#[derive(Debug)]
+struct Copying {
+    thread: JoinHandle<()>,
+    /// The other end is the thread's as long as it lives.
+    ended: Receiver<Result<(), SeccompError>>,
+}
+
+impl Copying {
+    /// Waits for its end.
+    fn finish(self) {
+        // A thread that panicked has nothing more to pass on.
+        let _ = self.thread.join();
     }
 }
 
@@ -160,9 +176,9 @@ fn copy(
     from: impl Into<OwnedFd>,
     to: impl Into<OwnedFd>,
     at_end: fn(&File),
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<Copying> {
     let (mut from, mut to) = (File::from(from.into()), File::from(to.into()));
-    let (report, confined) = mpsc::sync_channel(1);
+    let (report, ended) = mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name(name.to_owned())
         .stack_size(STACK)
@@ -174,8 +190,11 @@ fn copy(
                 at_end(&to);
             }
         })?;
-    confined.recv().map_err(io::Error::other)??;
-    Ok(thread)
+    ended
+        .recv()
+        .map_err(io::Error::other)?
+        .map_err(io::Error::other)?;
+    Ok(Copying { thread, ended })
 }
 
 /// Copies until the reader's end. When nobody reads any more, goes on reading and drops the bytes, so that the writer
@@ -214,7 +233,7 @@ mod tests {
         host.write_all(&sent).unwrap();
         drop(host);
         assert!(reader.join().unwrap() == sent);
-        thread.join().unwrap();
+        thread.finish();
     }
 
     #[test]
@@ -225,7 +244,7 @@ mod tests {
         let thread = copy("test", relay_in, relay_out, leave_open).unwrap();
         process.write_all(&vec![0; 4 << 20]).unwrap();
         drop(process);
-        thread.join().unwrap();
+        thread.finish();
     }
 
     #[test]

@@ -14,11 +14,11 @@ use std::sync::mpsc::SyncSender;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::HOST_CID;
 use super::connection::{Connection, Fate, MAX_DATA, Origin};
 use super::host_socket::{Request, read_request};
 use super::listener::Listeners;
 use super::packet::{HEADER_SIZE, Header, Op, Ports, TYPE_STREAM};
+use super::{HOST_CID, QUEUE_SIZES};
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::worker::{Control, Mailbox, wait_for_events};
 use crate::devices::virtio::{Held, VirtQueue};
@@ -72,6 +72,9 @@ struct Queues {
     /// A receive chain that was taken and found no packet.
     spare: Option<Chain>,
 }
+
+/// The most buffers for events that a driver can have.
+const EVENTS: usize = QUEUE_SIZES[2] as usize;
 
 /// The event that ends all connections of the guest's (virtio 1.2, 5.10.6.7): `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
 const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
@@ -469,11 +472,14 @@ impl Muxer {
         };
         let taken = queues.event_chains.len();
         loop {
-            // All there are, so that the next one is announced.
-            while let Some(chain) = events.pop() {
+            // All there are, so that the next one is announced; of a driver that never ends, as many as it can have.
+            while queues.event_chains.len() < EVENTS
+                && let Some(chain) = events.pop()
+            {
                 queues.event_chains.push_back(chain);
             }
-            if !events.enable_notification() {
+            let are_more = events.enable_notification();
+            if !are_more || queues.event_chains.len() == EVENTS {
                 break;
             }
         }
