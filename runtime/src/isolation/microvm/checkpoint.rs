@@ -8,7 +8,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use vmm::snapshot::{Snapshot, SnapshotError, SnapshotFiles};
 
 use super::agent::Agent;
 use super::report::{self, Reporter};
-use super::template::{Shape, TemplateError};
+use super::template::{Shape, TemplateError, check_owner};
 use super::vmm_process::{Orders, VmmError};
 
 /// What the images are of, in their directory. Without it there is no checkpoint.
@@ -56,14 +56,6 @@ pub enum CheckpointError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
-    },
-    /// Others could have put a machine of theirs there.
-    #[error(
-        "{} could be written by others than root: take that from them with chown and chmod", path.display()
-    )]
-    Writable {
-        /// The directory.
-        path: PathBuf,
     },
     /// The manifest is none.
     #[error("{} is not the description of a microVM's checkpoint", path.display())]
@@ -100,9 +92,10 @@ pub enum CheckpointError {
     /// The machine's own state.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The files that the machine is made of cannot be looked at.
+    /// The files that the machine is made of cannot be looked at, or others could have put a machine of theirs in place of
+    /// the images.
     #[error(transparent)]
-    Shape(#[from] TemplateError),
+    Template(#[from] TemplateError),
     /// The machine cannot be asked.
     #[error("cannot ask the VMM process for a checkpoint")]
     Ask(#[source] io::Error),
@@ -223,15 +216,6 @@ impl Checkpoint {
             snapshot: Snapshot::open(directory)?,
         })
     }
-}
-
-fn check_owner(directory: &Path) -> Result<(), CheckpointError> {
-    let metadata = fs::metadata(directory).map_err(failed("look at", directory))?;
-    if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
-        let path = directory.to_owned();
-        return Err(CheckpointError::Writable { path });
-    }
-    Ok(())
 }
 
 /// Images that are being made, beside those that are there. What is not finished is taken away.
@@ -488,7 +472,13 @@ mod tests {
         let images = dir.path().join("deep/images");
         if !nix::unistd::geteuid().is_root() {
             let error = put(&images, "any").unwrap_err();
-            assert!(matches!(error, CheckpointError::Writable { .. }), "{error}");
+            assert!(
+                matches!(
+                    error,
+                    CheckpointError::Template(TemplateError::Writable { .. })
+                ),
+                "{error}"
+            );
             return;
         }
         for text in ["first", "second"] {

@@ -130,6 +130,19 @@ impl Shape {
     }
 }
 
+/// Checks that root alone can put a machine into a directory.
+///
+/// # Errors
+/// Others can, or it cannot be looked at.
+pub fn check_owner(directory: &Path) -> Result<(), TemplateError> {
+    let metadata = fs::metadata(directory).map_err(file("look at", directory))?;
+    if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        let path = directory.to_owned();
+        return Err(TemplateError::Writable { path });
+    }
+    Ok(())
+}
+
 /// The host's kernel and its processor's name, as CPUID has it.
 fn host() -> io::Result<String> {
     let kernel = uname()?;
@@ -292,11 +305,7 @@ impl<'a> Templates<'a> {
             return Ok(None);
         }
         for path in [self.root, &directory] {
-            let metadata = fs::metadata(path).map_err(file("look at", path))?;
-            if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
-                let path = path.to_owned();
-                return Err(TemplateError::Writable { path });
-            }
+            check_owner(path)?;
         }
         match Snapshot::open(&directory) {
             Ok(snapshot) => Ok(Some(snapshot)),
