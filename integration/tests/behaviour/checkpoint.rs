@@ -286,11 +286,23 @@ fn images_that_do_not_fit_are_refused_by_name(fixture: &Fixture) -> Claim {
     }
     let id = fixture.id("images");
     let mut bundle = fixture.bundle()?;
-    bundle.script("exec 3> /tmp/open; rm /tmp/open; read a < /tmp/pipe; exec 3>&-; while true; do sleep 1; done");
-    let pipe = bundle.in_rootfs("tmp/pipe");
-    let made = Command::new("mkfifo").arg(&pipe).status()?;
+    // Opening a pipe waits for its other end: each is a point that the
+    // workload and an exec pass together.
+    bundle.script(
+        "exec 3> /tmp/open; rm /tmp/open; : > /tmp/opened; \
+         : < /tmp/close; exec 3>&-; : > /tmp/closed; while true; do sleep 1; done",
+    );
+    let pipes = ["opened", "close", "closed"].map(|name| bundle.in_rootfs(&format!("tmp/{name}")));
+    let made = Command::new("mkfifo").args(&pipes).status()?;
     ensure!(made.success(), "mkfifo: {made}");
     fixture.start_detached(&bundle, &id)?;
+    let passes = |points: &str| -> Claim {
+        fixture
+            .call(&["exec", &id, "/bin/sh", "-c", points])?
+            .success()?;
+        Ok(())
+    };
+    passes(": < /tmp/opened")?;
     let images = fixture.dir().join("images");
     let checkpoint = || {
         let mut checkpoint = fixture.rt(&["checkpoint", "--image-path"]);
@@ -305,9 +317,7 @@ fn images_that_do_not_fit_are_refused_by_name(fixture: &Fixture) -> Claim {
     );
     ensure_eq!(fs::read_dir(&images)?.count(), 0, "files of no checkpoint");
     ensure_eq!(fixture.status(&id)?, "running", "status");
-    fixture
-        .call(&["exec", &id, "/bin/sh", "-c", "echo > /tmp/pipe; sleep 1"])?
-        .success()?;
+    passes(": > /tmp/close; : < /tmp/closed")?;
     checkpoint()?.success()?;
 
     let refused = |id: &str, bundle: &integration::Bundle, reason: &str| -> Claim {
