@@ -14,7 +14,6 @@ use containerd_shim_protos::sandbox_sync::{Sandbox, create_sandbox};
 use containerd_shim_protos::ttrpc::r#sync::MethodHandler;
 use containerd_shim_protos::{Task, create_task, ttrpc};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use runtime::isolation::Model;
 use runtime::log::{Format, Log};
 
 use crate::error::{Failure, Kind};
@@ -43,8 +42,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub fn serve(flags: &Flags) -> Result<(), Failure> {
     open_log(flags.debug);
     // Processes of ours enter containers.
-    Model::Container
-        .seal()
+    engine::seal(engine::Stay::Server)
         .map_err(|error| Failure::new(Kind::Other, runtime::error_chain(&error)))?;
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: no handler is installed. Containers' processes get their dispositions from the engine.

@@ -48,7 +48,7 @@ use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 pub use cgroup::Cgroup;
 pub use create::prepare_host;
 pub use error::Error;
-pub use own_binary::{own_path, seal};
+pub use own_binary::{Stay, own_path, seal};
 pub use own_code::give_back_code;
 pub use processes::{ProcessInfo, processes, start_time};
 pub use report::chain as error_chain;

@@ -12,7 +12,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -20,14 +20,30 @@ use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
 use nix::mount::MsFlags;
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Context, Error};
-use crate::rootfs::{Attributes, Tree};
+use crate::rootfs::{Attributes, Data, Tree};
 
 const OWN: &str = "/proc/self/exe";
 
 /// The variable that tells the program that is executed anew where its binary is: from a mount of its own it cannot see.
 const PATH: &str = "RT_BINARY";
+
+const READ_ONLY: Attributes = Attributes {
+    set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+    clear: 0,
+};
+
+/// How long a process stays that enters containers, or whose children do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It ends before the containers do: it executes a file of an overlay, and no container sees the host's inode.
+    Command,
+    /// It stays as long as they do: it executes the host's inode, by a read-only mount, so that nobody gets write access
+    /// to it, for no moment. By an overlay it would not keep an administrator from overwriting what it executes.
+    Server,
+}
 
 /// Where this program's binary was when it was executed first; what belongs to it is beside it.
 ///
@@ -45,7 +61,7 @@ pub fn own_path() -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// The binary can be neither mounted nor copied, or not executed.
-pub fn seal() -> Result<(), Error> {
+pub fn seal(stay: Stay) -> Result<(), Error> {
     let context = || "cannot put this program's binary out of the container's reach".to_owned();
     let own = File::open(OWN).context(context)?;
     if is_sealed(&own) {
@@ -53,12 +69,15 @@ pub fn seal() -> Result<(), Error> {
         let _ = nix::sys::prctl::set_name(c"rt");
         return Ok(());
     }
-    // Who may not mount has no rights that would make a copy cheap, and rarely a binary that it may write to.
-    let sealed = match read_only_mount() {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL)) => {
-            sealed_copy(&own).context(context)?
-        }
-        other => other.context(context)?,
+    let path = std::env::current_exe().context(context)?;
+    let mounted = match stay {
+        Stay::Command => overlay(&own, &path),
+        Stay::Server => read_only_mount(),
+    };
+    // Who may not mount, or has no overlays, or lies on a file system that none can be made of.
+    let sealed = match mounted {
+        Ok(sealed) => sealed,
+        Err(_) => sealed_copy(&own).context(context)?,
     };
     let strings = |all: Vec<std::ffi::OsString>| -> Result<Vec<CString>, Error> {
         let strings = all.into_iter().map(|one| CString::new(one.into_vec()));
@@ -68,7 +87,6 @@ pub fn seal() -> Result<(), Error> {
             .context(context)
     };
     let args = strings(std::env::args_os().collect())?;
-    let path = std::env::current_exe().context(context)?;
     let others = std::env::vars_os().filter(|(name, _)| name != PATH);
     let variables = others.chain([(PATH.into(), path.into())]);
     let variables = variables.map(|(mut name, value)| {
@@ -89,15 +107,41 @@ fn is_sealed(own: &File) -> bool {
             .is_ok_and(|seals| seals & SealFlag::F_SEAL_WRITE.bits() != 0)
 }
 
+/// The file in an overlay of its directory.
+fn overlay(own: &File, path: &Path) -> io::Result<OwnedFd> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    let by_name = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let directory = rustix::fs::open(directory, by_name | OFlags::DIRECTORY, Mode::empty())?;
+    // By descriptor there is nothing to escape. Without an upper layer there have to be two lower ones, and older kernels
+    // want both attached in our namespace: the second is a directory that every host has.
+    let layers = format!("/proc/self/fd/{}:/sys", directory.as_raw_fd());
+    let data = [
+        Data::Value("lowerdir".into(), layers),
+        // Inodes keep the numbers that they have.
+        Data::Value("xino".into(), "off".into()),
+        // Of the file system, which open(2) looks at before it touches the inode.
+        Data::Flag("ro".into()),
+    ];
+    let overlay = Tree::of_file_system("overlay", None, &data, READ_ONLY)?;
+    let sealed = rustix::fs::openat(&overlay, name, by_name, Mode::empty())?;
+    let identity = |file: BorrowedFd<'_>| {
+        rustix::fs::fstat(file)
+            .map(|one| (one.st_ino, one.st_size, one.st_mtime, one.st_mtime_nsec))
+    };
+    // Another program has this name by now, while this one is upgraded.
+    if identity(sealed.as_fd())? != identity(own.as_fd())? {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(sealed)
+}
+
 /// A mount of the binary alone.
 fn read_only_mount() -> io::Result<OwnedFd> {
     let tree = Tree::of_path(Path::new(OWN), false)?;
     tree.set_propagation(MsFlags::MS_PRIVATE)?;
-    let attributes = Attributes {
-        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-        clear: 0,
-    };
-    tree.set(attributes, false)?;
+    tree.set(READ_ONLY, false)?;
     Ok(tree.into_root())
 }
 

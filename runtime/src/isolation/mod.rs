@@ -51,14 +51,14 @@ impl Model {
         }
     }
 
-    /// Executes this program anew where containers cannot write to its binary, if processes of it will enter one. To be
-    /// called before anything is made.
+    /// Executes this program anew where containers cannot write to its binary, if processes of a command will enter one.
+    /// To be called before anything is made.
     ///
     /// # Errors
     /// It cannot be done; then no container may be entered.
     pub fn seal(self) -> Result<(), IsolationError> {
         match self {
-            Self::Container => engine::seal().map_err(IsolationError::failed),
+            Self::Container => engine::seal(engine::Stay::Command).map_err(IsolationError::failed),
             // What enters a container there is the agent, which the guest keeps on a read-only file system.
             Self::Microvm => Ok(()),
         }

@@ -69,11 +69,17 @@ fn overwrite_runtime() {
         held.retain(|_, file| {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             match OpenOptions::new().write(true).open(path) {
-                Ok(mut file) => {
-                    let _ = file.write_all(b"#!overwritten\n");
-                    println!("OVERWRITTEN");
-                    false
-                }
+                // A sealed copy can be opened, and refuses what is written.
+                Ok(mut file) => match file.write_all(b"#!overwritten\n") {
+                    Ok(()) => {
+                        println!("OVERWRITTEN");
+                        false
+                    }
+                    Err(error) => {
+                        println!("refused: {error}");
+                        true
+                    }
+                },
                 Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => true,
                 Err(error) => {
                     println!("refused: {error}");

@@ -29,7 +29,7 @@ use rustix::fs::OFlags;
 pub use host::{mount_on_host, unmount_on_host};
 pub use options::KNOWN as KNOWN_MOUNT_OPTIONS;
 
-pub(crate) use options::{Attributes, Options};
+pub(crate) use options::{Attributes, Data, Options};
 pub(crate) use tree::Tree;
 
 use crate::cgroup::Cgroup;
