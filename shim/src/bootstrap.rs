@@ -13,10 +13,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use containerd_shim_protos::api::ShutdownRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use containerd_shim_protos::{Client, TaskClient, ttrpc};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -35,6 +38,9 @@ const GROUPS: [&str; 2] = [SANDBOX_ID, "dev.rt.group"];
 
 /// The most that is read of standard input; options have some hundred bytes.
 const LONGEST_INPUT: u64 = 1 << 20;
+
+/// How long a server may take to remove a container; containerd waits five seconds for all that `delete` does.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What containerd reads the address from when it is started again, in the bundle.
 const ADDRESS_FILE: &str = "address";
@@ -118,17 +124,43 @@ fn socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{name}.sock"))
 }
 
+/// The socket of a container's server, by the address in its bundle.
+fn socket_of(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+    let socket = Path::new(address.strip_prefix("unix://")?);
+    (socket.parent() == Some(Path::new(SOCKETS))).then(|| socket.to_owned())
+}
+
+/// Tells the server of a container, if there is one, that containerd takes it for dead and will not ask for the container
+/// any more. Says whether it has removed the container, or will when that is made.
+pub fn give_up(bundle: &Path, id: &str) -> bool {
+    let Some(socket) = socket_of(bundle) else {
+        return false;
+    };
+    let request = ShutdownRequest {
+        id: id.to_owned(),
+        now: true,
+        ..Default::default()
+    };
+    let tell = || {
+        let server = TaskClient::new(Client::connect(&format!("unix://{}", socket.display()))?);
+        server.shutdown(ttrpc::context::with_duration(ANSWER_LIMIT), &request)
+    };
+    tell()
+        .inspect_err(|error| tracing::debug!("no server was told: {error}"))
+        .is_ok()
+}
+
 /// Removes the socket of a server that is gone, by the address in a container's bundle.
 pub fn remove_socket(bundle: &Path) {
-    let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).unwrap_or_default();
-    let socket = Path::new(address.strip_prefix("unix://").unwrap_or_default());
+    let Some(socket) = socket_of(bundle) else {
+        return;
+    };
     let lock = File::open(SOCKETS);
-    let is_ours = socket.parent() == Some(Path::new(SOCKETS));
     // Under the lock, since another container of the pod may be starting a server there just now.
     if let Ok(lock) = lock
-        && is_ours
         && rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).is_ok()
-        && UnixStream::connect(socket).is_err()
+        && UnixStream::connect(&socket).is_err()
     {
         let _ = fs::remove_file(socket);
     }

@@ -1,4 +1,8 @@
-//! `delete`: removes what a server that is gone left of a container.
+//! `delete`: removes what a server left of a container that is gone, or that containerd takes for gone.
+//!
+//! A client that is killed or loses patience while its container is made has containerd drop the connection to the server
+//! and execute this, and ask neither to delete the container nor to end. So a server that lives is told, and
+//! does what is to be done: what it is making just now would have us wait for longer than containerd does.
 
 use std::env;
 use std::fs;
@@ -10,7 +14,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use runtime::id::ContainerId;
 use runtime::lifecycle::Lifecycle;
 
-use crate::bootstrap::remove_socket;
+use crate::bootstrap::{give_up, remove_socket};
 use crate::error::{Failure, Kind};
 use crate::events::timestamp;
 use crate::flags::Flags;
@@ -65,10 +69,13 @@ pub fn delete(flags: &Flags) -> Result<(), Failure> {
         .parse()
         .map_err(|error| Failure::new(Kind::Invalid, format!("-id: {error}")))?;
     let pid = lifecycle.state(&id).map_or(0, |state| state.pid);
-    lifecycle.delete(&id, true)?;
+    let is_removed = give_up(&bundle, &flags.id);
+    if !is_removed {
+        lifecycle.delete(&id, true)?;
+    }
     engine::unmount_on_host(&rootfs(&bundle))?;
     let pod = Files::of(&bundle);
-    if pod.exist() {
+    if !is_removed && pod.exist() {
         delete_members(&lifecycle, &id)?;
         pod.remove()?;
     }

@@ -100,8 +100,15 @@ impl Task for Service {
         answer("connect", Service::connect(self, &request))
     }
 
-    fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        Service::shutdown(self);
-        Ok(Empty::new())
+    fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let done = match request.now {
+            // Only our own `delete` asks so.
+            true => self.give_up(&request.id),
+            false => {
+                Service::shutdown(self);
+                Ok(())
+            }
+        };
+        answer("shutdown", done).map(|()| Empty::new())
     }
 }

@@ -79,10 +79,11 @@ impl Service {
 
     /// Forgets the pod, and removes its files.
     fn leave_pod(&self) {
-        let pod = self.tasks.lock().leave_pod();
-        if let Some(Err(failure)) = pod.map(|pod| pod.files.remove()) {
+        let mut state = self.tasks.lock();
+        if let Some(Err(failure)) = state.leave_pod().map(|pod| pod.files.remove()) {
             tracing::warn!("{failure}");
         }
+        self.end_if_over(&state);
     }
 
     /// The pod, if its sandbox has this id.
@@ -108,7 +109,7 @@ impl Service {
     }
 
     /// Removes the pod with all that is left in it.
-    fn remove_pod(&self, id: &str) -> Reply<()> {
+    pub fn remove_pod(&self, id: &str) -> Reply<()> {
         self.stop_pod(id, STOP_LIMIT)?;
         let mut all = self.tasks.lock().all();
         all.sort_by_key(|(_, container)| container.as_str() == id);

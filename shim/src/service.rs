@@ -166,6 +166,7 @@ impl Service {
             drop(state.remove(new.id));
             self.end_if_over(&state);
         })?;
+        let is_given_up = state.is_given_up(new.id);
         let mut init = Process::new(new.addresses);
         init.begin(pid, kept);
         let watcher = match state.is_sandbox(new.id) {
@@ -187,6 +188,12 @@ impl Service {
         tell(&self.tasks, pid.unsigned_abs());
         if let Some(exit) = exit {
             self.tasks.record(&mut state, new.id, "", exit);
+        }
+        drop(state);
+        if is_given_up {
+            // Nobody hears the answer, but for the log.
+            self.remove_given_up(new.id)?;
+            return Err(Failure::not_found(new.id));
         }
         Ok(pid.unsigned_abs())
     }
@@ -389,7 +396,11 @@ impl Service {
 
     /// Removes a container, with all that runs in it.
     pub fn delete_container(&self, id: &str) -> Reply<(u32, Option<Exit>)> {
-        self.operate(id, Operation::Delete)?;
+        match self.operate(id, Operation::Delete) {
+            // Another process has: our own `delete`, or `rt`.
+            Err(failure) if failure.kind == Kind::NotFound => {}
+            deleted => drop(deleted?),
+        }
         // One that was never started was killed just now.
         let exit = self.tasks.wait(id, "", Some(END_LIMIT))?;
         let bundle = self.tasks.lock().container(id)?.bundle.clone();
@@ -681,6 +692,30 @@ impl Service {
         self.end_if_over(&state);
     }
 
+    /// Removes a container of which containerd will not ask any more, and ends the server with the last one: containerd
+    /// takes it for dead, and has executed `delete` in its place. One that is being made is removed when that is done.
+    pub fn give_up(&self, id: &str) -> Reply<()> {
+        let is_being_made = {
+            let mut state = self.tasks.lock();
+            state.set_forgotten(true);
+            state.give_up(id)
+        };
+        match is_being_made {
+            true => Ok(()),
+            false => self.remove_given_up(id),
+        }
+    }
+
+    fn remove_given_up(&self, id: &str) -> Reply<()> {
+        let is_sandbox = self.tasks.lock().is_sandbox(id);
+        let removed = match is_sandbox {
+            true => self.remove_pod(id),
+            false => self.delete_container(id).map(drop),
+        };
+        self.end_if_over(&self.tasks.lock());
+        removed
+    }
+
     /// Ends the server with its last container, which may be gone already.
     pub fn shutdown_with_last(&self) {
         let mut state = self.tasks.lock();
@@ -688,7 +723,7 @@ impl Service {
         self.end_if_over(&state);
     }
 
-    fn end_if_over(&self, state: &State) {
+    pub fn end_if_over(&self, state: &State) {
         if state.has_ended() {
             self.end();
         }

@@ -53,8 +53,8 @@ pub struct Exec {
 
 /// A container, or one that is being made.
 pub enum Entry {
-    /// The id is taken.
-    Creating,
+    /// The id is taken; perhaps by what nobody wants any more.
+    Creating { is_given_up: bool },
     /// It is there.
     Made(Box<Container>),
 }
@@ -71,7 +71,8 @@ pub struct State {
     pod: Option<Pod>,
     /// The pod is over: the server ends with the last container.
     is_over: bool,
-    /// The containerd that had the server started has ended, and none has asked for anything since.
+    /// The containerd that had the server started has ended or takes the server for dead, and none has asked for anything
+    /// since.
     is_forgotten: bool,
 }
 
@@ -87,7 +88,7 @@ impl State {
     pub fn container(&mut self, id: &str) -> Result<&mut Container, Failure> {
         match self.containers.get_mut(id) {
             Some(Entry::Made(container)) => Ok(container),
-            Some(Entry::Creating) => {
+            Some(Entry::Creating { .. }) => {
                 Err(Failure::new(Kind::State, format!("{id}: is being created")))
             }
             None => Err(Failure::not_found(id)),
@@ -110,8 +111,28 @@ impl State {
         if self.containers.contains_key(id) {
             return Err(Failure::new(Kind::Exists, format!("{id}: exists already")));
         }
-        self.containers.insert(id.to_owned(), Entry::Creating);
+        let entry = Entry::Creating { is_given_up: false };
+        self.containers.insert(id.to_owned(), entry);
         Ok(())
+    }
+
+    /// Nobody wants the container any more. Says whether it is being made: then who makes it has to remove it.
+    pub fn give_up(&mut self, id: &str) -> bool {
+        match self.containers.get_mut(id) {
+            Some(Entry::Creating { is_given_up }) => {
+                *is_given_up = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it was given up while it was made.
+    pub fn is_given_up(&self, id: &str) -> bool {
+        matches!(
+            self.containers.get(id),
+            Some(Entry::Creating { is_given_up: true })
+        )
     }
 
     /// The container is there.
@@ -139,7 +160,7 @@ impl State {
             Entry::Made(container) => {
                 Some((Arc::clone(&container.lifecycle), container.id.clone()))
             }
-            Entry::Creating => None,
+            Entry::Creating { .. } => None,
         });
         made.collect()
     }

@@ -126,6 +126,15 @@ impl Containerd {
         Ok(shell)
     }
 
+    /// Our shim's `delete`, as containerd executes it for a container whose server it has lost.
+    pub fn delete_by_shim(&self, id: &str, bundle: &str) -> Command {
+        let mut shim = self.world().command(&self.start.shim);
+        let namespace = self.world().cgroup();
+        shim.args(["-namespace", namespace, "-address", SOCKET])
+            .args(["-id", id, "-bundle", bundle, "delete"]);
+        shim
+    }
+
     pub fn world(&self) -> &World {
         &self.start.world
     }
@@ -163,12 +172,24 @@ impl Containerd {
     }
 
     pub fn run_command(&self, id: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut run = self.run_by_runtime();
+        run.args(options).args([IMAGE, id]).args(command);
+        run
+    }
+
+    /// Runs a container with a configuration of its own, and no image.
+    pub fn run_configured(&self, id: &str, config: &Path) -> Command {
+        let mut run = self.run_by_runtime();
+        run.arg("--config").arg(config).arg(id);
+        run
+    }
+
+    fn run_by_runtime(&self) -> Command {
         let mut run = self.command(&["run"]);
         match self.runtime {
             Runtime::Binary => run.arg("--runc-binary").arg(&self.start.runtime),
             Runtime::Shim => run.arg("--runtime").arg(&self.start.shim),
         };
-        run.args(options).args([IMAGE, id]).args(command);
         run
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -11,10 +11,14 @@ use containerd_shim_protos::api::{Empty, StateRequest, StateResponse, Status, Up
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::{self, Client};
-use integration::{Claim, Output, ensure, ensure_eq, eventually, finish, wait_with_limit};
+use integration::{
+    Bundle, Claim, Output, binary_under_test, ensure, ensure_eq, eventually, finish,
+    wait_with_limit,
+};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::containerd::{Containerd, LIMIT, Runtime, pids_of, start_with};
 use crate::{BOTH, CONTAINER, Entry, Reason, Start};
@@ -54,6 +58,11 @@ pub const CLAIMS: &[Entry<Containerd>] = &[
         "a_killed_shim_leaves_nothing",
         BOTH,
         a_killed_shim_leaves_nothing,
+    ),
+    Entry::further(
+        "a_container_that_is_given_up_is_removed",
+        BOTH,
+        a_container_that_is_given_up_is_removed,
     ),
     Entry::further(
         "a_server_that_nobody_knows_ends",
@@ -258,10 +267,15 @@ fn standard_input_ends_when_it_is_closed(containerd: &Containerd) -> Claim {
     remove(containerd, id)
 }
 
+/// The bundle that containerd has made of a container, as the world has it.
+fn bundle_of(containerd: &Containerd, id: &str) -> String {
+    let state = "/run/containerd-state/io.containerd.runtime.v2.task";
+    format!("{state}/{}/{id}", containerd.world().cgroup())
+}
+
 /// The socket of the shim that serves a container, as this process reaches it.
 fn socket(containerd: &Containerd, id: &str) -> Result<PathBuf, Reason> {
-    let state = "/run/containerd-state/io.containerd.runtime.v2.task";
-    let bundle = format!("{state}/{}/{id}", containerd.world().cgroup());
+    let bundle = bundle_of(containerd, id);
     let address = fs::read_to_string(containerd.world().path(&format!("{bundle}/address")))?;
     let socket = address.strip_prefix("unix://").ok_or("no path socket")?;
     Ok(containerd.world().path(socket))
@@ -377,6 +391,55 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     let outcome = containerd.run(id, &[], &["echo", "again"])?;
     ensure_eq!(outcome.success()?.stdout, "again\n", "output");
     Ok(())
+}
+
+/// A client dies while its container is made: containerd takes the server for dead, and never asks it for anything again.
+/// Then the same of a container that runs.
+fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
+    let ends = |id: &str| {
+        eventually(LIMIT, || {
+            ensure_eq!(shims(id)?.len(), 0, "servers and workers of {id}");
+            containerd.nothing_left_of(id)
+        })
+    };
+    let id = "unwanted";
+    let dir = containerd.world().dir().join(id);
+    fs::create_dir(&dir)?;
+    let mut spec = Command::new(binary_under_test()?);
+    finish(spec.arg("spec").arg("--bundle").arg(&dir), None)?.success()?;
+    let config = dir.join("config.json");
+    let mut bundle = Bundle::create(&dir, serde_json::from_slice(&fs::read(&config)?)?)?;
+    bundle.args(FOR_EVER);
+    bundle.spec["root"]["path"] = json!(dir.join("rootfs"));
+    let (reached, go_on) = (dir.join("reached"), dir.join("go-on"));
+    finish(Command::new("mkfifo").arg(&go_on), None)?.success()?;
+    let hook = format!("> {}; : < {}", reached.display(), go_on.display());
+    bundle.spec["hooks"]["createRuntime"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", hook]}]);
+    bundle.save()?;
+    let mut run = containerd.run_configured(id, &config).spawn()?;
+    eventually(LIMIT, || {
+        ensure!(reached.exists(), "the hook does not run");
+        Ok(())
+    })?;
+    let made = containerd.world().path(&bundle_of(containerd, id));
+    ensure!(made.exists(), "there is no {}", made.display());
+    for pid in pids_of(&["ctr", "run", &config.to_string_lossy()])? {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    wait_with_limit(&mut run, LIMIT)?;
+    eventually(LIMIT, || {
+        ensure!(!made.exists(), "containerd still has {}", made.display());
+        Ok(())
+    })?;
+    fs::write(&go_on, "")?;
+    ends(id)?;
+
+    let id = "running";
+    run_detached(containerd, id, &[], FOR_EVER)?;
+    let mut delete = containerd.delete_by_shim(id, &bundle_of(containerd, id));
+    finish(&mut delete, None)?.success()?;
+    ends(id)
 }
 
 /// `start` cannot tell the address; or its caller, as containerd would be, ends before it has asked for a container.
