@@ -175,6 +175,8 @@ pub fn is_vmm(arguments: &[OsString]) -> bool {
 
 /// The VMM process, by its command line with the program's name first; returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    // It was executed as /proc/self/exe: ps(1) and top(1) would call it "exe".
+    let _ = nix::sys::prctl::set_name(c"rt-vmm");
     match <VmmArgs as clap::Parser>::try_parse_from(arguments.into_iter().skip(1)) {
         Ok(args) => run(&args),
         Err(error) => {
