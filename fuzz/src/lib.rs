@@ -15,6 +15,7 @@ mod fs;
 mod input;
 mod kernel;
 mod machine;
+mod mem;
 mod net;
 mod protocol;
 mod queue;
@@ -24,6 +25,7 @@ pub use block::block_queue;
 pub use config::config;
 pub use fs::{fs_queue, fs_requests};
 pub use kernel::kernel;
+pub use mem::mem_queue;
 pub use net::net_queue;
 pub use protocol::{agent_answers, agent_calls};
 pub use queue::{balloon_queue, mmio, rng_queue};
@@ -42,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     ("fs_queue", fs_queue),
     ("fs_requests", fs_requests),
     ("kernel", kernel),
+    ("mem_queue", mem_queue),
     ("mmio", mmio),
     ("net_queue", net_queue),
     ("rng_queue", rng_queue),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, MmapRegion};
 use vmm::devices::bus::BusDevice;
 use vmm::devices::virtio::{MmioTransport, VirtioDevice};
-use vmm::memory::GuestRam;
+use vmm::memory::{GuestRam, Region};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::input::Input;
@@ -77,7 +77,7 @@ fn guarded_memory() -> GuestRam {
         assert_eq!(opened, 0);
         // SAFETY: the range is mapped with this access and is never unmapped.
         let region = unsafe { MmapRegion::build_raw(inside, length, access, flags) };
-        GuestRegionMmap::new(region.unwrap(), GuestAddress(start)).unwrap()
+        Region::from(GuestRegionMmap::new(region.unwrap(), GuestAddress(start)).unwrap())
     });
     GuestRam::from_regions(regions.into()).unwrap()
 }

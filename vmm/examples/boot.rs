@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         console: Box::new(io::stdout()),
         rng: true,
         balloon: true,
+        hotplug: true,
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),

@@ -30,6 +30,8 @@ pub struct VmConfig {
     pub rng: bool,
     /// Whether there is a balloon device, by which the guest reports the memory that it does not use.
     pub balloon: bool,
+    /// Whether more memory can come while it runs, by a memory device.
+    pub hotplug: bool,
     /// The socket device, if there is to be one.
     pub vsock: Option<VsockConfig>,
     /// Directories of the host, each a file system device of its own.
@@ -101,6 +103,7 @@ impl fmt::Debug for VmConfig {
             .field("origin", &self.origin)
             .field("rng", &self.rng)
             .field("balloon", &self.balloon)
+            .field("hotplug", &self.hotplug)
             .field("vsock", &self.vsock)
             .field("shares", &self.shares)
             .field("interfaces", &self.interfaces)
@@ -123,6 +126,10 @@ const COMMON: &[&str] = &[
     "random.trust_cpu=on",
     "tsc=reliable",
     "no_timer_check",
+    // Memory that comes while the guest runs is there without anybody's doing, in a zone from which it can go again as
+    // far as there is enough for the kernel itself beside it.
+    "memhp_default_state=online",
+    "memory_hotplug.online_policy=auto-movable",
 ];
 
 /// Only a panic and the like reach the serial port, from the first instructions to the last, by the one console that

@@ -2,9 +2,10 @@
 //! thread, and the loading of a kernel without a machine. What parses is the code that a machine runs.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::boot::{self, Boot, BootError, Entry};
-use crate::memory::Memory;
+use crate::memory::{Memory, MemoryError, MemorySize, Region};
 
 pub use crate::devices::virtio::block::inline::InlineBlock;
 pub use crate::devices::virtio::fs::inline::InlineFs;
@@ -24,4 +25,17 @@ pub fn load_kernel(memory: &Memory, path: &Path) -> Result<Entry, BootError> {
         rsdp: crate::layout::ACPI_TABLES,
     };
     boot::load(memory, &boot)
+}
+
+/// Room for memory that comes while a machine runs, of which the first `bytes` are open.
+///
+/// # Errors
+/// The host's.
+pub fn open_room(bytes: u64) -> Result<Arc<Region>, MemoryError> {
+    let size = MemorySize::from_bytes(MemorySize::MIN)?;
+    let mut memory = Memory::new(size)?;
+    memory.add_room()?;
+    memory.open_room(bytes, |_, _| Ok::<_, MemoryError>(()))?;
+    let none = MemoryError::Size { bytes };
+    memory.room().cloned().ok_or(none)
 }

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::io_apic::{Lines, Message};
 use crate::layout;
-use crate::memory::Memory;
+use crate::memory::{Memory, Slot};
 
 /// The device that KVM is reached by.
 pub const DEVICE: &str = "/dev/kvm";
@@ -193,19 +193,24 @@ impl Hypervisor {
 
 /// Gives the machine its RAM.
 pub(crate) fn register_memory(vm: &VmFd, memory: &Memory) -> Result<(), KvmError> {
-    for (slot, part) in (0..).zip(memory.slots()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: part.guest,
-            memory_size: part.length,
-            userspace_addr: part.host,
-        };
-        // SAFETY: the slots are mapped for the life of the process and do not overlap.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    for (number, slot) in (0..).zip(memory.slots()) {
+        register_slot(vm, number, slot)?;
     }
     Ok(())
+}
+
+/// Gives the machine a part of its memory.
+pub(crate) fn register_slot(vm: &VmFd, number: u32, slot: Slot) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot: number,
+        flags: 0,
+        guest_phys_addr: slot.guest,
+        memory_size: slot.length,
+        userspace_addr: slot.host,
+    };
+    // SAFETY: the slots are mapped for the life of the process and do not overlap.
+    unsafe { vm.set_user_memory_region(region) }
+        .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))
 }
 
 /// Gives the machine its local APICs, in the kernel: an interrupt, an acknowledge or a timer never

@@ -40,6 +40,9 @@ pub const VIRTIO_GSI_BASE: u32 = 5;
 /// The most virtio-mmio devices. The I/O APIC has no more pins than there are lines.
 pub const VIRTIO_MMIO_MAX: u32 = 32;
 
+/// What the room for memory that comes while the machine runs is aligned to: the largest piece in which Linux takes any.
+pub const ROOM_ALIGN: u64 = 2 << 30;
+
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// The local APIC's registers.

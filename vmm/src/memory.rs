@@ -3,6 +3,11 @@
 //! It is aligned to 2 MiB on the host and advised for huge pages, so that one nested page fault
 //! fills 2 MiB. It is mapped without reservation: a guest costs what it touches, not its size.
 //! Nothing in RAM can be trusted; whoever reads it copies first and checks the copy.
+//!
+//! Above it there can be room for memory that comes while the machine runs: addresses of the host that nobody may touch
+//! and that KVM knows nothing of, until a part is opened. Closed they cost nothing, however many there are.
+
+mod region;
 
 use std::fs::File;
 use std::io;
@@ -13,15 +18,25 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileSlice};
+use vm_memory::{
+    GuestAddress, GuestMemoryRegion, GuestRegionCollection, GuestRegionMmap, MmapRegion,
+    VolatileSlice,
+};
 
 use crate::layout;
 
-/// The guest's RAM as the devices see it. It has no dirty bitmap.
-pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
+pub use region::Region;
+
+/// The guest's memory as the devices see it. It has no dirty bitmap.
+pub type GuestRam = GuestRegionCollection<Region>;
 
 /// The size of a huge page on x86-64, and the granularity of a guest's memory.
 pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// The pieces in which Linux takes memory that comes while it runs, and from where on it may choose larger ones, of up to
+/// [`layout::ROOM_ALIGN`].
+const SECTION: u64 = 128 << 20;
+const LARGE_SECTIONS_FROM: u64 = 64 << 30;
 
 /// The size of a page of the host's kernel on x86-64.
 const HOST_PAGE: usize = 4096;
@@ -70,6 +85,24 @@ impl MemorySize {
         }
         ranges
     }
+
+    /// The guest physical addresses above RAM where more can come: start and length. None if no guest can have more.
+    fn room(self) -> Option<(GuestAddress, u64)> {
+        let (last, length) = self.ranges().pop()?;
+        let end = (last.0 + length).max(layout::MMIO_GAP_END);
+        let start = end.next_multiple_of(layout::ROOM_ALIGN);
+        let most = (Self::MAX - self.0) / layout::ROOM_ALIGN * layout::ROOM_ALIGN;
+        (most > 0).then_some((GuestAddress(start), most))
+    }
+
+    /// The pieces in which more memory can come.
+    fn section(self) -> u64 {
+        if self.0 < LARGE_SECTIONS_FROM {
+            SECTION
+        } else {
+            layout::ROOM_ALIGN
+        }
+    }
 }
 
 /// Why guest memory could not be had.
@@ -103,6 +136,15 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// The host does not let a part of the room for more be used.
+    #[error("opening {bytes} bytes of guest memory (see /proc/sys/vm/overcommit_memory)")]
+    Open {
+        /// The length of the part.
+        bytes: u64,
+        /// What mprotect said.
+        #[source]
+        source: io::Error,
+    },
     /// The mappings do not make an address space; a fault of the layout.
     #[error("arranging the guest memory's regions")]
     Regions(#[source] vm_memory::GuestRegionCollectionError),
@@ -117,6 +159,16 @@ pub struct Memory {
     ram: Arc<GuestRam>,
     mappings: Vec<HostMapping>,
     size: MemorySize,
+    room: Option<Room>,
+}
+
+/// Where memory comes while the machine runs.
+#[derive(Debug)]
+struct Room {
+    region: Arc<Region>,
+    mapping: HostMapping,
+    /// How many KVM memory slots its open part has.
+    slots: u32,
 }
 
 /// One private mapping of host memory, aligned to 2 MiB and never unmapped.
@@ -163,7 +215,7 @@ impl Memory {
         let mut regions = Vec::new();
         let mut offset = 0;
         for (start, length) in size.ranges() {
-            let mapping = HostMapping::new(length)?;
+            let mapping = HostMapping::new(length, libc::PROT_READ | libc::PROT_WRITE)?;
             if let Some(file) = file {
                 mapping
                     .fill_from(file, offset)
@@ -171,14 +223,75 @@ impl Memory {
             }
             offset += length;
             mappings.push(mapping);
-            regions.push(mapping.region(start, length)?);
+            regions.push(Region::from(mapping.region(start, length)?));
         }
         let ram = GuestRam::from_regions(regions).map_err(MemoryError::Regions)?;
         Ok(Self {
             ram: Arc::new(ram),
             mappings,
             size,
+            room: None,
         })
+    }
+
+    /// Reserves room for memory that comes later, all of it closed. Before the RAM is shared.
+    ///
+    /// # Errors
+    /// The host has no addresses for it.
+    pub(crate) fn add_room(&mut self) -> Result<(), MemoryError> {
+        let Some((start, length)) = self.size.room() else {
+            return Ok(());
+        };
+        let mapping = HostMapping::new(length, libc::PROT_NONE)?;
+        let region = Arc::new(Region::closed(mapping.region(start, length)?));
+        let ram = self.ram.insert_region(Arc::clone(&region));
+        self.ram = Arc::new(ram.map_err(MemoryError::Regions)?);
+        self.room = Some(Room {
+            region,
+            mapping,
+            slots: 0,
+        });
+        Ok(())
+    }
+
+    /// The room for memory that comes later, if there is any.
+    pub(crate) fn room(&self) -> Option<&Arc<Region>> {
+        Some(&self.room.as_ref()?.region)
+    }
+
+    /// Opens at least the first `bytes` of the room; `register` makes the new part known to KVM, by a slot's number.
+    ///
+    /// # Errors
+    /// The host's, or that of `register`; the part is not open then.
+    pub(crate) fn open_room<E: From<MemoryError>>(
+        &mut self,
+        bytes: u64,
+        register: impl FnOnce(u32, Slot) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(room) = &mut self.room else {
+            return Ok(());
+        };
+        let open = room.region.open();
+        let wanted = bytes.next_multiple_of(self.size.section());
+        let wanted = wanted.min(room.region.len());
+        if wanted <= open {
+            return Ok(());
+        }
+        let part = room.mapping.part(open, wanted - open);
+        part.allow_access().map_err(|source| MemoryError::Open {
+            bytes: wanted - open,
+            source,
+        })?;
+        let slot = Slot {
+            guest: room.region.start_addr().0 + open,
+            host: part.address as u64,
+            length: wanted - open,
+        };
+        // There are two of RAM at most.
+        register(self.mappings.len() as u32 + room.slots, slot)?;
+        room.slots += 1;
+        room.region.set_open(wanted);
+        Ok(())
     }
 
     /// The RAM, to be shared with devices.
@@ -226,14 +339,15 @@ pub(crate) fn give_back(part: &VolatileSlice<'_>) {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        for mapping in &self.mappings {
+        let room = self.room.iter().map(|room| &room.mapping);
+        for mapping in self.mappings.iter().chain(room) {
             mapping.advise(libc::MADV_DONTNEED);
         }
     }
 }
 
 impl HostMapping {
-    fn new(bytes: u64) -> Result<Self, MemoryError> {
+    fn new(bytes: u64, access: libc::c_int) -> Result<Self, MemoryError> {
         let fail = |source| MemoryError::Map { bytes, source };
         let too_large = || fail(io::Error::from_raw_os_error(libc::ENOMEM));
         let length = usize::try_from(bytes).map_err(|_| too_large())?;
@@ -245,7 +359,7 @@ impl HostMapping {
             libc::mmap(
                 ptr::null_mut(),
                 padded,
-                libc::PROT_READ | libc::PROT_WRITE,
+                access,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
@@ -309,6 +423,23 @@ impl HostMapping {
         Ok(())
     }
 
+    /// The part of `bytes` from `offset` on, which lies in it.
+    fn part(&self, offset: u64, bytes: u64) -> Self {
+        Self {
+            address: self.address.wrapping_add(offset as usize),
+            length: bytes as usize,
+        }
+    }
+
+    fn allow_access(&self) -> io::Result<()> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range is a mapping of our own that nobody could use before.
+        match unsafe { libc::mprotect(self.address.cast(), self.length, access) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     fn advise(&self, advice: libc::c_int) {
         // SAFETY: the range is a mapping of our own. Of the advices given, only MADV_DONTNEED
         // changes content, to what it was at first, which guest memory may hold at any time.
@@ -316,7 +447,8 @@ impl HostMapping {
     }
 
     fn region(&self, start: GuestAddress, bytes: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
-        // SAFETY: the range is mapped readable and writable with these flags and is never unmapped.
+        // SAFETY: the range is mapped with these flags and is never unmapped. It is readable and writable, or in a room,
+        // whose region lets nobody reach what is not yet.
         let region = unsafe {
             MmapRegion::build_raw(
                 self.address,
@@ -399,6 +531,51 @@ mod tests {
         assert!(!ram.address_in_range(GuestAddress(layout::MMIO_GAP_END - 1)));
         ram.write_obj(7u8, GuestAddress(layout::MMIO_GAP_END + (1 << 30) - 1))
             .unwrap();
+    }
+
+    #[test]
+    fn room_lies_above_ram_and_only_its_open_part_is_memory() {
+        let mut memory = Memory::new(MemorySize::from_mib(32).unwrap()).unwrap();
+        memory.add_room().unwrap();
+        let start = memory.room().unwrap().start_addr();
+        assert_eq!(start.0, layout::MMIO_GAP_END);
+        let reaches = |memory: &Memory, at: u64| {
+            let written = memory.ram().write_obj(7_u8, GuestAddress(start.0 + at));
+            let slice = memory.ram().get_slice(GuestAddress(start.0 + at), 1);
+            assert_eq!(written.is_ok(), slice.is_ok());
+            slice.is_ok()
+        };
+        assert!(!reaches(&memory, 0));
+        let mut slots = Vec::new();
+        for bytes in [1, SECTION, 3 * SECTION, SECTION] {
+            let opened = memory.open_room(bytes, |number, slot| {
+                slots.push((number, slot.guest - start.0, slot.length));
+                Ok::<_, MemoryError>(())
+            });
+            opened.unwrap();
+        }
+        assert_eq!(slots, [(1, 0, SECTION), (2, SECTION, 2 * SECTION)]);
+        assert!(reaches(&memory, 3 * SECTION - 1));
+        assert!(!reaches(&memory, 3 * SECTION));
+        let over = memory
+            .ram()
+            .get_slice(GuestAddress(start.0 + 3 * SECTION - 1), 2);
+        assert!(over.is_err());
+        let refused = memory.open_room(4 * SECTION, |_, _| Err(MemoryError::Size { bytes: 0 }));
+        assert!(refused.is_err() && !reaches(&memory, 3 * SECTION));
+    }
+
+    #[test]
+    fn room_keeps_every_address_within_40_bits() {
+        for mib in [96, 3 << 10, 4 << 10, 5000, 500 << 10] {
+            let size = MemorySize::from_mib(mib).unwrap();
+            let (start, length) = size.room().unwrap();
+            let (last, of_last) = size.ranges().pop().unwrap();
+            assert!(start.0 >= last.0 + of_last && start.0.is_multiple_of(layout::ROOM_ALIGN));
+            assert!(size.bytes() + length <= MemorySize::MAX && start.0 + length <= 1 << 40);
+        }
+        let most = MemorySize::from_bytes(MemorySize::MAX).unwrap();
+        assert!(most.room().is_none());
     }
 
     #[test]

@@ -106,6 +106,7 @@ const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
 /// What a vCPU is: KVM_GET_MP_STATE, _SREGS, _XSAVE, _XCRS, _DEBUGREGS, _LAPIC, _MSRS, _VCPU_EVENTS and _TSC_KHZ.
 const KVM_GET_STATE: [u32; 9] = [
@@ -272,7 +273,8 @@ const VSOCK: Table = &[
 /// Beside [`EVERY`]: telling the other side that a stream has ended.
 const RELAY: Table = &[(libc::SYS_shutdown, Always)];
 
-/// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals, and telling the machine's clock.
+/// Beside [`EVERY`] and [`VSOCK`]: waiting for anything, files by name, terminals, signals, giving the machine
+/// memory, and telling its clock.
 const MAIN: Table = &[
     (libc::SYS_clock_nanosleep, Always),
     (libc::SYS_connect, Always),
@@ -288,6 +290,7 @@ const MAIN: Table = &[
     (libc::SYS_getgid, Always),
     (libc::SYS_getuid, Always),
     (libc::SYS_ioctl, Is(1, KVM_GET_CLOCK)),
+    (libc::SYS_ioctl, Is(1, KVM_SET_USER_MEMORY_REGION)),
     (libc::SYS_ioctl, Is(1, libc::TCGETS as u32)),
     (libc::SYS_ioctl, Is(1, libc::TCSETS as u32)),
     (libc::SYS_ioctl, Is(1, libc::TIOCGWINSZ as u32)),
@@ -594,6 +597,22 @@ mod tests {
                 let result = in_child(thread, call);
                 assert_eq!(result, Err(libc::SIGSYS), "{thread:?} {number}");
             }
+        }
+    }
+
+    #[test]
+    fn no_thread_but_the_first_changes_what_memory_the_guest_has() {
+        for thread in ALL {
+            let result = in_child(thread, || {
+                let request = libc::c_ulong::from(KVM_SET_USER_MEMORY_REGION);
+                // SAFETY: an ioctl on no descriptor.
+                unsafe { libc::ioctl(-1, request, 0) == -1 }
+            });
+            let expected = match thread {
+                Thread::Main => Ok(0),
+                _ => Err(libc::SIGSYS),
+            };
+            assert_eq!(result, expected, "{thread:?}");
         }
     }
 

@@ -15,6 +15,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
+use vm_memory::GuestMemoryRegion;
 use vm_superio::serial::SerialState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::Killable;
@@ -30,6 +31,7 @@ use crate::devices::serial::{ConsoleTail, SerialPort};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::fs::{Fs, FsError};
+use crate::devices::virtio::mem::{self, Arrived, Mem, MemHandle, PluggedMemory};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::vsock::{HostSocket, HostSocketError, Vsock, VsockError, VsockHandle};
 use crate::devices::virtio::{
@@ -101,6 +103,20 @@ pub enum Error {
         layout::VIRTIO_MMIO_MAX
     )]
     TooManyDevices,
+    /// Nothing in the guest can take memory while it runs.
+    #[error(
+        "the guest's kernel has no driver for memory that comes while it runs (virtio_mem, CONFIG_VIRTIO_MEM): choose one \
+         that has it, or give the machine the memory when it is made"
+    )]
+    NoMemoryDriver,
+    /// There are no addresses for as much memory.
+    #[error("{asked} bytes of guest memory: this machine can have {most}")]
+    TooMuchMemory {
+        /// Bytes asked for, with those that it began with.
+        asked: u64,
+        /// The most.
+        most: u64,
+    },
     /// The host gave no descriptor, signal or thread.
     #[error("{action} for the virtual machine")]
     Host {
@@ -176,6 +192,8 @@ struct Parts {
     begun: Instant,
     loaded: Instant,
     vsock: Option<VsockHandle>,
+    /// Where more memory comes from.
+    hotplug: Option<MemHandle>,
     /// The irqfds and ioeventfds belong to it.
     vm: Arc<VmFd>,
     memory: Memory,
@@ -197,18 +215,22 @@ impl Vm {
         }
         let hypervisor = Hypervisor::open()?;
         hypervisor.check_vcpus(config.vcpus)?;
-        let memory = match &config.origin {
+        let mut memory = match &config.origin {
             Origin::Kernel(_) => Memory::new(config.memory)?,
             Origin::Snapshot(snapshot) => {
                 snapshot.check(config.vcpus, config.memory)?;
                 Memory::of_file(config.memory, &snapshot.memory)?
             }
         };
+        if config.hotplug {
+            memory.add_room()?;
+        }
         let vm = hypervisor.create_vm()?;
         kvm::register_memory(&vm, &memory)?;
         let vm = Arc::new(vm);
         let devices = usize::from(config.rng)
             + usize::from(config.balloon)
+            + usize::from(memory.room().is_some())
             + usize::from(config.vsock.is_some())
             + config.shares.len()
             + config.interfaces.len()
@@ -261,6 +283,12 @@ impl Vm {
         }
         if config.balloon {
             board.add_virtio("virtio-balloon", &memory, Box::new(Balloon::new()))?;
+        }
+        let mut hotplug = None;
+        if let Some(room) = memory.room() {
+            let device = Mem::new(Arc::clone(room));
+            hotplug = Some(device.handle());
+            board.add_virtio("virtio-mem", &memory, Box::new(device))?;
         }
 
         let mut vsock = None;
@@ -317,6 +345,7 @@ impl Vm {
             begun,
             loaded,
             vsock,
+            hotplug,
             vm,
             memory,
         };
@@ -752,6 +781,54 @@ impl RunningVm {
             devices: virtio,
             vcpus,
         })
+    }
+
+    /// How much memory the machine began with, in bytes, and what came since.
+    pub fn memory(&self) -> (u64, PluggedMemory) {
+        let Parts {
+            memory, hotplug, ..
+        } = &self.parts;
+        let none = PluggedMemory {
+            plugged: 0,
+            requested: 0,
+            has_driver: false,
+        };
+        let came = hotplug.as_ref().map_or(none, MemHandle::memory);
+        (memory.size().bytes(), came)
+    }
+
+    /// Asks the guest to have `bytes` of memory, with those that it began with and cannot give back. `arrived` is called
+    /// when it is so, unless something else is asked for before.
+    ///
+    /// # Errors
+    /// The guest has no driver for it, or the host or KVM does not take it. Nothing has changed then.
+    pub fn request_memory(&mut self, bytes: u64, arrived: Arrived) -> Result<(), Error> {
+        let Parts {
+            memory,
+            hotplug,
+            vm,
+            ..
+        } = &mut self.parts;
+        let more = bytes.saturating_sub(memory.size().bytes());
+        let hotplug = hotplug.as_ref().filter(|hotplug| {
+            // What is unplugged already needs nobody to do so.
+            hotplug.memory().has_driver || more == 0
+        });
+        let (Some(hotplug), Some(room)) = (hotplug, memory.room()) else {
+            return Err(Error::NoMemoryDriver);
+        };
+        if more > room.len() {
+            return Err(Error::TooMuchMemory {
+                asked: bytes,
+                most: memory.size().bytes() + room.len(),
+            });
+        }
+        let more = more.next_multiple_of(mem::BLOCK);
+        memory.open_room(more, |number, slot| {
+            Ok::<_, Error>(kvm::register_slot(vm, number, slot)?)
+        })?;
+        hotplug.request(more, arrived);
+        Ok(())
     }
 
     /// The last lines of the guest's console.

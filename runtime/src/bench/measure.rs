@@ -87,7 +87,7 @@ fn duration(time: libc::timeval) -> Duration {
 pub struct Resident {
     /// All that is resident.
     pub total_kib: u64,
-    /// What is resident of the largest mapping: in a VMM, the guest's memory.
+    /// What is resident of the largest mapping that can be read: in a VMM, the guest's memory.
     pub largest_mapping_kib: u64,
 }
 
@@ -101,14 +101,21 @@ pub fn resident(pid: i32) -> io::Result<Resident> {
     ))?))
 }
 
-/// Adds up `/proc/PID/smaps`: each mapping has one line `Size:` and later one `Rss:`, in KiB.
+/// Adds up `/proc/PID/smaps`: each mapping has a line with its addresses and its access, then one `Size:` and later one
+/// `Rss:`, in KiB.
 fn parse_smaps(text: &str) -> Resident {
     let mut resident = Resident {
         total_kib: 0,
         largest_mapping_kib: 0,
     };
     let (mut size, mut largest) = (0, 0);
+    let mut is_readable = false;
     for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if words.next().is_some_and(|first| first.contains('-')) {
+            is_readable = words.next().is_some_and(|access| access.starts_with('r'));
+            continue;
+        }
         let Some((name, value)) = line.split_once(':') else {
             continue;
         };
@@ -124,7 +131,7 @@ fn parse_smaps(text: &str) -> Resident {
             "Rss" => {
                 let rss = kib();
                 resident.total_kib += rss;
-                if size > largest {
+                if is_readable && size > largest {
                     largest = size;
                     resident.largest_mapping_kib = rss;
                 }
@@ -161,6 +168,7 @@ mod tests {
     fn mappings_are_added_up_and_the_largest_is_told_apart() {
         let text = "7f00-7f10 rw-p 0 0:0 0\nSize:              64 kB\nRss:               8 kB\n\
                     7f20-7f90 rw-p 0 0:0 0\nSize:            4096 kB\nRss:            1000 kB\n\
+                    7f90-7fa0 ---p 0 0:0 0\nSize:           99999 kB\nRss:               0 kB\n\
                     7fa0-7fb0 r-xp 0 0:0 0 /bin/x\nSize:             128 kB\nRss:             100 kB\n";
         assert_eq!(
             parse_smaps(text),

@@ -21,6 +21,7 @@ const OPTIONAL: &[&str] = &[
     "virtio_rng",
     "virtio_console",
     "virtio_balloon",
+    "virtio_mem",
 ];
 
 /// No index file is larger.

@@ -70,6 +70,7 @@ fn config(vcpus: u8, kernel: PathBuf) -> VmConfig {
         console: Box::new(io::sink()),
         rng: true,
         balloon: true,
+        hotplug: true,
         vsock: None,
         shares: Vec::new(),
         interfaces: Vec::new(),
@@ -332,6 +333,7 @@ fn a_snapshot_that_does_not_fit_is_refused_by_name() {
         origin: Origin::Snapshot(Snapshot::open(directory.path()).unwrap()),
         rng: false,
         balloon: false,
+        hotplug: false,
         ..config(1, PathBuf::new())
     };
     assert_eq!(
@@ -385,6 +387,22 @@ fn only_what_runs_is_written_down() {
         error.to_string(),
         "the machine has ended: the guest powered off"
     );
+}
+
+#[test]
+fn a_guest_without_a_driver_gets_no_memory() {
+    let Some((_directory, mut vm)) = machine(&HALT, 1) else {
+        return;
+    };
+    let before = vm.memory();
+    assert_eq!((before.0, before.1.requested), (16 << 20, 0));
+    let error = vm.request_memory(32 << 20, Box::new(|| panic!("it has arrived")));
+    assert!(matches!(error, Err(Error::NoMemoryDriver)), "{error:?}");
+    assert_eq!(vm.memory(), before);
+    let (arrived, has_arrived) = mpsc::channel();
+    vm.request_memory(16 << 20, Box::new(move || arrived.send(()).unwrap()))
+        .unwrap();
+    has_arrived.try_recv().unwrap();
 }
 
 #[test]

@@ -479,6 +479,7 @@ fn until_agent_waits(boot: &Boot, interfaces: usize, shares: &Path) -> Result<Ru
         console: Box::new(io::sink()),
         rng: true,
         balloon: true,
+        hotplug: true,
         vsock: Some(VsockConfig {
             cid: GuestCid::DEFAULT,
             socket: None,

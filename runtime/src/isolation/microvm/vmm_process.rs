@@ -732,6 +732,7 @@ fn config(
         }),
         rng: true,
         balloon: true,
+        hotplug: true,
         vsock: Some(VsockConfig {
             cid: GuestCid::DEFAULT,
             socket: Some((orders.vm_dir.clone(), VSOCK.to_owned())),

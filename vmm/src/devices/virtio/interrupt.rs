@@ -42,6 +42,11 @@ impl Interrupt {
         }
     }
 
+    /// Tells the driver that the configuration space has changed.
+    pub(super) fn signal_config_change(&self) {
+        self.raise(CONFIGURATION_CHANGE);
+    }
+
     fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::SeqCst);
         if let Err(error) = self.irqfd.write(1) {

@@ -235,7 +235,7 @@ impl MmioTransport {
             | virtio_mmio::VIRTIO_MMIO_SHM_LEN_HIGH
             | virtio_mmio::VIRTIO_MMIO_SHM_BASE_LOW
             | virtio_mmio::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // No configuration space changes, so its generation does not either.
+            virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             _ => 0,
         }
     }

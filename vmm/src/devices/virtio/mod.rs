@@ -1,4 +1,5 @@
-//! The virtio devices on the MMIO transport: file system, disk, network, socket, entropy and balloon.
+//! The virtio devices on the MMIO transport: file system, disk, network, socket, entropy, balloon and
+//! memory.
 //!
 //! Everything that comes out of guest memory or a device register is hostile. It is parsed once,
 //! in [`queue`] (descriptor chains) and [`mmio`] (registers), into types that hold only checked
@@ -12,6 +13,7 @@ pub mod balloon;
 pub mod block;
 pub mod fs;
 mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -41,6 +43,8 @@ pub enum DeviceType {
     Balloon = 5,
     /// Socket device, section 5.10.
     Socket = 19,
+    /// Memory device, section 5.15.
+    Memory = 24,
     /// File system device, section 5.11.
     FileSystem = 26,
 }
@@ -64,6 +68,12 @@ pub enum Held {
 /// Why a device cannot be paused, or another cannot go on in its place.
 #[derive(Debug, Error)]
 pub enum PauseError {
+    /// It has memory that is not in a snapshot.
+    #[error(
+        "the machine has memory that came while it ran, which would not be written down: with a lower limit its guest gives \
+         back what it can"
+    )]
+    Memory,
     /// Its thread is gone.
     #[error("a thread of a device has ended")]
     Ended,
@@ -100,6 +110,11 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the device's configuration space at `offset`. The bytes beyond its end
     /// keep their value.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// A number that changes whenever the configuration space does.
+    fn config_generation(&self) -> u32 {
+        0
+    }
 
     /// Starts to serve `queues`, one for each of [`VirtioDevice::queue_sizes`]; `features` are
     /// the bits that the driver took.

@@ -193,6 +193,11 @@ impl VirtQueue {
         &self.memory
     }
 
+    /// The interrupt of the device that the queue belongs to.
+    pub(super) fn interrupt(&self) -> &Arc<Interrupt> {
+        &self.interrupt
+    }
+
     /// The next chain, if the driver has made one available.
     ///
     /// Malformed chains are given back unused. A ring that cannot be right ends the queue.

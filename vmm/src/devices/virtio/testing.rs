@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::new_event;
 use super::{Interrupt, VirtQueue};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Region};
 
 /// A buffer for the device to read.
 pub const READ: u16 = 0;
@@ -44,10 +44,11 @@ impl Driver {
     pub fn new(sizes: &[u16]) -> Self {
         let irq = new_event().unwrap();
         let length = usize::try_from(MEMORY_SIZE).unwrap();
-        let ranges = [(GuestAddress(0), length)];
+        let region = GuestRegionMmap::from_range(GuestAddress(0), length, None);
+        let region = Region::from(region.unwrap());
         let rings = sizes.iter().zip(0u64..);
         Self {
-            memory: Arc::new(GuestRam::from_ranges(&ranges).unwrap()),
+            memory: Arc::new(GuestRam::from_regions(vec![region]).unwrap()),
             interrupt: Arc::new(Interrupt::new(irq.try_clone().unwrap())),
             irq,
             rings: rings
