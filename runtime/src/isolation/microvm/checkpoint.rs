@@ -6,16 +6,13 @@
 //! that they are whole, and of a machine like this one, is checked.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use engine::fault;
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use prost::Message;
 use protocol::message::{ContainerRequest, Empty, Network};
 use protocol::method::{Pause, Proceed, Resume, Suspend};
@@ -24,6 +21,7 @@ use vmm::RunningVm;
 use vmm::snapshot::{Snapshot, SnapshotError, SnapshotFiles};
 
 use super::agent::Agent;
+use super::control::{self, Request};
 use super::report::{self, Reporter};
 use super::template::{Shape, TemplateError, check_owner};
 use super::vmm_process::{Orders, VmmError};
@@ -33,15 +31,6 @@ const MANIFEST: &str = "checkpoint.json";
 
 /// The version of [`MANIFEST`]. Nothing reads another's.
 const FORMAT: u32 = 1;
-
-/// The machine's control socket, in the container's `vm` directory.
-pub const CONTROL: &str = "control.sock";
-
-/// How long who asks may take to say for what.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-
-/// The descriptors of a request: memory, state, manifest, report.
-const DESCRIPTORS: usize = 4;
 
 /// Why a machine cannot be written down, or none can go on from the images.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +268,9 @@ pub fn write(vm_dir: &Path, directory: &Path, leave_running: bool) -> Result<(),
     let report_write = reporter.into_fd();
     let fds = [&files.memory, &files.state, &manifest].map(AsRawFd::as_raw_fd);
     let fds = [&fds[..], &[report_write.as_raw_fd()]].concat();
-    let mut control = ask(vm_dir, leave_running, &fds).map_err(CheckpointError::Ask)?;
+    // It waits at the connection until the images are in their place: without them it goes on.
+    let request = Request::Checkpoint { leave_running };
+    let mut control = control::ask(vm_dir, request, &fds).map_err(CheckpointError::Ask)?;
     drop(report_write);
     report.wait()?;
     fault::point("checkpoint.written");
@@ -289,24 +280,8 @@ pub fn write(vm_dir: &Path, directory: &Path, leave_running: bool) -> Result<(),
     Ok(report.wait()?)
 }
 
-/// Asks the VMM process, which then waits at the connection until the images are in their place: without them it goes on.
-fn ask(vm_dir: &Path, leave_running: bool, fds: &[RawFd]) -> io::Result<UnixStream> {
-    // A state root's path may be longer than a socket's name can be; a descriptor's is not.
-    let dir = File::open(vm_dir)?;
-    let stream = UnixStream::connect(format!("/proc/self/fd/{}/{CONTROL}", dir.as_raw_fd()))?;
-    let text = [u8::from(leave_running)];
-    sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(&text)],
-        &[ControlMessage::ScmRights(fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    Ok(stream)
-}
-
-/// What the VMM process is asked for.
-struct Request {
+/// What is to be made, and whom to tell.
+struct Order {
     asker: UnixStream,
     leave_running: bool,
     files: SnapshotFiles,
@@ -314,78 +289,47 @@ struct Request {
     reporter: Reporter,
 }
 
-impl Request {
-    fn receive(control: &UnixListener) -> io::Result<Self> {
-        let (stream, _) = control.accept()?;
-        stream.set_read_timeout(Some(REQUEST_LIMIT))?;
-        let mut text = [0];
-        let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
-        let mut slices = [IoSliceMut::new(&mut text)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-        let mut received = Vec::new();
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = part {
-                // SAFETY: the kernel has just given us these descriptors; nobody else knows them.
-                received.extend(
-                    fds.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
-            }
-        }
-        let length = message.bytes;
-        let received: [OwnedFd; DESCRIPTORS] = received
-            .try_into()
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        if length != 1 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let [memory, state, manifest, report] = received;
-        Ok(Self {
-            asker: stream,
-            leave_running: text != [0],
-            files: SnapshotFiles {
-                memory: memory.into(),
-                state: state.into(),
-            },
-            manifest: manifest.into(),
-            reporter: report.into(),
-        })
-    }
-}
-
-/// In the VMM process: writes the machine down as somebody asks by `control`. If it is to end, it stands still when this
-/// returns whom to tell that it has.
+/// In the VMM process: writes the machine down, as `asker` wants it, in the files that came along. If it is to end, it
+/// stands still when this returns whom to tell that it has.
 pub fn serve(
-    control: &UnixListener,
+    asker: UnixStream,
+    leave_running: bool,
+    fds: Vec<OwnedFd>,
     orders: &Orders,
     manifest: &Manifest,
     vm: &mut RunningVm,
     agent: &mut Agent,
 ) -> Option<Reporter> {
-    let mut request = match Request::receive(control) {
-        Ok(request) => request,
-        Err(error) => {
-            tracing::warn!(%error, "a request for a checkpoint");
-            return None;
-        }
+    let Ok([memory, state, images_manifest, report]) = <[OwnedFd; 4]>::try_from(fds) else {
+        tracing::warn!("a request for a checkpoint without its files");
+        return None;
     };
-    match write_down(&mut request, orders, manifest, vm, agent) {
-        Ok(()) if !request.leave_running => Some(request.reporter),
+    let mut order = Order {
+        asker,
+        leave_running,
+        files: SnapshotFiles {
+            memory: memory.into(),
+            state: state.into(),
+        },
+        manifest: images_manifest.into(),
+        reporter: report.into(),
+    };
+    match write_down(&mut order, orders, manifest, vm, agent) {
+        Ok(()) if !leave_running => Some(order.reporter),
         Ok(()) => {
             // Who is gone does not want to know.
-            let _ = request.reporter.ready();
+            let _ = order.reporter.ready();
             None
         }
         Err(error) => {
-            request.reporter.failed(&error);
+            order.reporter.failed(&error);
             None
         }
     }
 }
 
 fn write_down(
-    request: &mut Request,
+    order: &mut Order,
     orders: &Orders,
     manifest: &Manifest,
     vm: &mut RunningVm,
@@ -398,8 +342,8 @@ fn write_down(
     // A restored machine is to do nothing before it has randomness and a time of its own.
     agent.call::<Pause>(&container)?;
     let suspended = agent.call::<Suspend>(&Empty {}).map_err(VmmError::from);
-    let written = suspended.and_then(|_| write_machine(request, manifest, vm));
-    if written.is_ok() && !request.leave_running {
+    let written = suspended.and_then(|_| write_machine(order, manifest, vm));
+    if written.is_ok() && !order.leave_running {
         return Ok(());
     }
     let went_on = agent
@@ -409,25 +353,25 @@ fn write_down(
 }
 
 fn write_machine(
-    request: &mut Request,
+    order: &mut Order,
     manifest: &Manifest,
     vm: &mut RunningVm,
 ) -> Result<(), VmmError> {
     let paused = vm.pause().map_err(CheckpointError::from)?;
     let written = paused
-        .write(&request.files)
+        .write(&order.files)
         .map_err(CheckpointError::from)
         .and_then(|()| {
             let text = serde_json::to_vec(manifest).map_err(io::Error::from);
-            text.and_then(|text| (&request.manifest).write_all(&text))
+            text.and_then(|text| (&order.manifest).write_all(&text))
                 .map_err(failed("write", Path::new(MANIFEST)))
         })
         .and_then(|()| {
-            let told = request.reporter.arrived();
-            told.and_then(|()| request.asker.read_exact(&mut [0]))
+            let told = order.reporter.arrived();
+            told.and_then(|()| order.asker.read_exact(&mut [0]))
                 .map_err(CheckpointError::Ask)
         });
-    if request.leave_running || written.is_err() {
+    if order.leave_running || written.is_err() {
         paused.resume();
     } else {
         paused.end();

@@ -6,6 +6,7 @@
 
 mod agent;
 mod checkpoint;
+mod control;
 mod exec;
 mod guest_spec;
 mod intruder;

@@ -42,6 +42,7 @@ use vmm::{KernelConfig, Origin, RunningVm, SharedDirectory, Vm, VmConfig, VmExit
 use super::agent::{Agent, AgentError, VSOCK};
 use super::checkpoint::{self, Checkpoint, CheckpointError, Manifest};
 use super::confinement;
+use super::control::{self, Request};
 use super::guest_spec::{self, Network, Volume};
 use super::intruder::intruder;
 use super::jail;
@@ -469,7 +470,7 @@ impl Machine {
         let notes = orders.vm_dir.join(BOOT_NOTES);
         let notes =
             File::create(&notes).map_err(io_error(format!("create {}", notes.display())))?;
-        let control = HostSocket::bind(&orders.vm_dir, checkpoint::CONTROL)
+        let control = HostSocket::bind(&orders.vm_dir, control::CONTROL)
             .map_err(|error| VmmError::Machine(error.into()))?
             .into_listener();
         // No path of the host means anything from here on.
@@ -534,13 +535,38 @@ impl Machine {
         })
     }
 
-    fn until_its_end(mut self, orders: &Orders) -> u8 {
-        let process = Supervised {
-            id: &orders.id,
-            exec_id: "",
-            terminal: self.terminal.as_ref(),
+    /// Does what somebody asks of the machine. Where it was written down and is to end, it stands still when this returns
+    /// whom to tell that it has.
+    fn serve(&mut self, orders: &Orders) -> Option<Reporter> {
+        let received = match control::receive(&self.control) {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::warn!(%error, "a request to the VMM process");
+                return None;
+            }
         };
+        let (vm, agent) = (&mut self.vm, &mut self.agent);
+        let asker = received.asker;
+        match received.request {
+            Request::Checkpoint { leave_running } => checkpoint::serve(
+                asker,
+                leave_running,
+                received.fds,
+                orders,
+                &self.manifest,
+                vm,
+                agent,
+            ),
+        }
+    }
+
+    fn until_its_end(mut self, orders: &Orders) -> u8 {
         let end = loop {
+            let process = Supervised {
+                id: &orders.id,
+                exec_id: "",
+                terminal: self.terminal.as_ref(),
+            };
             let machine = MachineEvents {
                 exit: exit_event(&self.vm),
                 control: self.control.as_fd(),
@@ -552,9 +578,7 @@ impl Machine {
             if end != End::Asked {
                 break end;
             }
-            let (vm, agent) = (&mut self.vm, &mut self.agent);
-            let written = checkpoint::serve(&self.control, orders, &self.manifest, vm, agent);
-            if let Some(reporter) = written {
+            if let Some(reporter) = self.serve(orders) {
                 self.relay.finish_within(DELIVERY_LIMIT);
                 // Who is gone does not want to know.
                 let _ = reporter.ready();
