@@ -21,6 +21,7 @@ pub const CLAIMS: &[Entry] = &[
     ("start_is_safe_at_every_step", start_is_safe_at_every_step),
     ("pause_is_safe_at_every_step", pause_is_safe_at_every_step),
     ("resume_is_safe_at_every_step", resume_is_safe_at_every_step),
+    ("update_is_safe_at_every_step", update_is_safe_at_every_step),
     ("exec_is_safe_at_every_step", exec_is_safe_at_every_step),
     ("delete_is_safe_at_every_step", delete_is_safe_at_every_step),
     (
@@ -280,6 +281,17 @@ fn resume_is_safe_at_every_step(fixture: &Fixture) -> Claim {
             walk.must(walk.rt(&["pause", &walk.id])?)
         },
         |walk| walk.rt(&["resume", &walk.id]),
+    )
+}
+
+/// To more memory than the machine of a microVM is made with.
+fn update_is_safe_at_every_step(fixture: &Fixture) -> Claim {
+    Walk::new(fixture, FOR_EVER)?.walk(
+        |walk| {
+            walk.must(walk.make(&["run", "--detach"])?)?;
+            walk.workload_runs()
+        },
+        |walk| walk.rt(&["update", "--memory", "300M", &walk.id]),
     )
 }
 

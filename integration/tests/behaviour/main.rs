@@ -102,6 +102,7 @@ fn main() -> ExitCode {
                 network::MICROVM_CLAIMS,
                 pods::MICROVM_CLAIMS,
                 templates::CLAIMS,
+                update::MICROVM_CLAIMS,
                 verify::MICROVM_CLAIMS,
             ]
             .as_slice(),

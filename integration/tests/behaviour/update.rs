@@ -1,9 +1,10 @@
 //! `rt update`: other limits for a container that lives.
 
-use integration::{Claim, Fixture, Model, ensure, ensure_eq};
+use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::{Value, json};
 
 use crate::Entry;
+use crate::microvm_failures::any_kernel;
 
 pub const CLAIMS: &[Entry] = &[
     ("update_sets_limits_by_flags", update_sets_limits_by_flags),
@@ -16,9 +17,17 @@ pub const CLAIMS: &[Entry] = &[
         update_of_a_quota_keeps_its_period,
     ),
     ("update_refuses_what_is_wrong", update_refuses_what_is_wrong),
+    ("update_gives_the_memory", update_gives_the_memory),
+];
+
+pub const MICROVM_CLAIMS: &[Entry] = &[
     (
-        "update_gives_the_memory_or_refuses",
-        update_gives_the_memory_or_refuses,
+        "update_to_memory_that_a_guest_cannot_take_is_refused",
+        update_to_memory_that_a_guest_cannot_take_is_refused,
+    ),
+    (
+        "updated_memory_goes_before_a_checkpoint",
+        updated_memory_goes_before_a_checkpoint,
     ),
 ];
 
@@ -123,19 +132,91 @@ fn update_refuses_what_is_wrong(fixture: &Fixture) -> Claim {
     Ok(())
 }
 
-/// A machine has the memory that it was made with, and says so rather than set a limit that is none.
-fn update_gives_the_memory_or_refuses(fixture: &Fixture) -> Claim {
-    let id = running(fixture)?;
-    let updated = fixture.call(&["update", "--memory", "4G", &id])?;
-    match fixture.model() {
-        Model::Container => drop(updated.success()?),
-        Model::Microvm => ensure!(
-            updated.code() == 1 && updated.stderr.contains("gets no more while it runs"),
-            "{updated:?}"
-        ),
+/// What the limit allows can be used, also where a machine has less when it is made; and less can be had again.
+fn update_gives_the_memory(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    bundle.script("while true; do sleep 1; done");
+    let id = fixture.id("update");
+    fixture.start_detached(&bundle, &id)?;
+    // A process that has so much memory of its own, and touches it.
+    let takes = |size: &str| -> Answer<bool> {
+        let block = format!("bs={size}");
+        let arguments = ["/bin/dd", "if=/dev/zero", "of=/dev/null", "count=1", &block];
+        let taken = fixture.call(&[&["exec", &id], &arguments[..]].concat())?;
+        Ok(taken.code() == 0)
+    };
+    let limit = || -> Answer<Value> { Ok(used(fixture, &id)?["memory"]["usage"]["limit"].clone()) };
+    ensure!(!takes("200M")?, "64 MiB hold 200");
+    for (memory, bytes) in [("256M", 256 << 20), ("700M", 700 << 20)] {
+        fixture
+            .call(&["update", "--memory", memory, &id])?
+            .success()?;
+        ensure_eq!(limit()?, bytes, "memory limit");
     }
-    let limit = used(fixture, &id)?["memory"]["usage"]["limit"].as_u64();
-    let is_set = limit == Some(4 << 30);
-    ensure_eq!(is_set, fixture.model() == Model::Container, "limit is set");
+    ensure!(takes("400M")?, "700 MiB do not hold 400");
+    fixture
+        .call(&["update", "--memory", "64M", &id])?
+        .success()?;
+    ensure_eq!(limit()?, 64 << 20, "memory limit");
+    ensure!(!takes("200M")?, "64 MiB hold 200 again");
+    fixture
+        .call(&["update", "--memory", "-1", &id])?
+        .success()?;
+    ensure!(limit()?.as_u64() > Some(1 << 50), "memory limit");
+    Ok(())
+}
+
+fn update_to_memory_that_a_guest_cannot_take_is_refused(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let parameters = ["initcall_blacklist=virtio_mem_driver_init"];
+    bundle.spec["vm"] = json!({"kernel": {"path": any_kernel()?, "parameters": parameters}});
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 128 << 20});
+    bundle.script("while true; do sleep 1; done");
+    let id = fixture.id("update");
+    fixture.start_detached(&bundle, &id)?;
+    let events = || -> Answer<[Value; 2]> {
+        let data = used(fixture, &id)?;
+        let of = |data: &Value| data["memory"]["usage"]["limit"].clone();
+        Ok([of(&data), of(&data["machine"])])
+    };
+    let before = events()?;
+    let updated = fixture.call(&["update", "--memory", "256M", &id])?;
+    ensure!(
+        updated.code() == 1 && updated.stderr.contains("CONFIG_VIRTIO_MEM"),
+        "{updated:?}"
+    );
+    ensure_eq!(events()?, before, "limits of the workload and the machine");
+    // What the machine has needs no driver.
+    fixture
+        .call(&["update", "--memory", "100M", &id])?
+        .success()?;
+    ensure_eq!(events()?[0], 100 << 20, "memory limit");
+    Ok(())
+}
+
+/// The images of a checkpoint have the memory that a machine was made with.
+fn updated_memory_goes_before_a_checkpoint(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 128 << 20});
+    bundle.script("while true; do sleep 1; done");
+    let id = fixture.id("update");
+    fixture.start_detached(&bundle, &id)?;
+    let images = fixture.dir().join("images");
+    let images = images.to_str().ok_or("a path that is no text")?;
+    let checkpoint = || fixture.call(&["checkpoint", "--image-path", images, &id]);
+    fixture
+        .call(&["update", "--memory", "256M", &id])?
+        .success()?;
+    let refused = checkpoint()?;
+    ensure!(
+        refused.code() == 1 && refused.stderr.contains("memory that came"),
+        "{refused:?}"
+    );
+    ensure_eq!(fixture.status(&id)?, "running", "status");
+    fixture
+        .call(&["update", "--memory", "128M", &id])?
+        .success()?;
+    checkpoint()?.success()?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Limits depend on each other (a quota on its period, swap on memory), so a change is applied together with what was
 //! given for the same controller before, and written down for the next one.
 
+use engine::fault;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
@@ -41,6 +42,7 @@ impl Lifecycle {
             scope.update(&applied)?;
         }
         isolation.update(&self.target(container.record(), container.dir()), &applied)?;
+        fault::point("update.applied");
         let config = serde_json::to_vec(&config).map_err(encode)?;
         Ok(container.write(SAVED_CONFIG, &config)?)
     }

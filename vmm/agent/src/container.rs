@@ -253,7 +253,6 @@ impl Container {
     /// Sets the resource limits in the text of a `linux.resources` object.
     pub(crate) fn update(&self, resources_json: &str) -> Encoded {
         let resources: LinuxResources = parse(resources_json, "the resources")?;
-        check_memory(&resources)?;
         self.cgroup()?
             .apply(&resources)
             .map_err(|error| internal(&error))?;
@@ -322,26 +321,6 @@ fn parse<T: DeserializeOwned>(json: &str, what: &str) -> Result<T, Failure> {
         let texts = vec![format!("cannot read {what}"), error.to_string()];
         Failure::from_texts(Code::InvalidArgument, texts)
     })
-}
-
-/// A machine that runs gets no more memory: a limit above what it has would be told, and not be there.
-fn check_memory(resources: &LinuxResources) -> Result<(), Failure> {
-    let memory = resources.memory().as_ref();
-    let limit = memory
-        .and_then(|memory| memory.limit())
-        .and_then(|limit| u64::try_from(limit).ok());
-    let machine = nix::sys::sysinfo::sysinfo()
-        .map_err(|errno| internal(&errno))?
-        .ram_total();
-    match limit {
-        Some(limit) if limit > machine => {
-            let text = format!(
-                "`linux.resources.memory.limit` is {limit}: the machine has {machine} bytes, and gets no more while it runs"
-            );
-            Err(Failure::new(Code::FailedPrecondition, text))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn started(pid: Pid) -> Vec<u8> {

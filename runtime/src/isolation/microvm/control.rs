@@ -31,6 +31,10 @@ pub enum Request {
         /// Whether the machine goes on then.
         leave_running: bool,
     },
+    /// To tell how much memory the machine has.
+    Memory,
+    /// To tell that, and then to have as many bytes of it in all.
+    SetMemory(u64),
 }
 
 /// A request as the VMM process has it.
@@ -104,12 +108,17 @@ mod tests {
         let request = Request::Checkpoint {
             leave_running: true,
         };
-        let _asker = ask(dir.path(), request, &fds).unwrap();
-        let received = receive(&control).unwrap();
-        assert_eq!(
-            (received.request, received.fds.len()),
-            (request, DESCRIPTORS)
-        );
+        for (request, fds) in [
+            (request, &fds[..]),
+            (Request::Memory, &[]),
+            (Request::SetMemory(u64::MAX), &[]),
+        ] {
+            let _asker = ask(dir.path(), request, fds).unwrap();
+            let received = receive(&control).unwrap();
+            assert_eq!((received.request, received.fds.len()), (request, fds.len()));
+        }
+        drop(ask(dir.path(), Request::Memory, &[]));
+        assert!(receive(&control).is_ok());
         drop(UnixStream::connect(dir.path().join(CONTROL)));
         assert!(receive(&control).is_err());
     }

@@ -11,6 +11,7 @@ mod exec;
 mod guest_spec;
 mod intruder;
 mod jail;
+mod memory;
 mod network;
 mod oom;
 mod pod;
@@ -325,7 +326,13 @@ impl Isolation for MicrovmModel {
         let resources_json = serde_json::to_string(resources)
             .map_err(|error| io_error("encode the resources")(error.into()))?;
         let id = container.id.as_str().to_owned();
-        call::<Update>(container, &UpdateRequest { id, resources_json }).map(drop)
+        let set = || call::<Update>(container, &UpdateRequest { id, resources_json }).map(drop);
+        match resources.memory() {
+            Some(memory) if memory.limit().is_some_and(|limit| limit != 0) => {
+                memory::update(container, memory, set)
+            }
+            _ => set(),
+        }
     }
 
     fn stats(&self, container: &Target<'_>) -> Result<Stats, IsolationError> {
@@ -701,21 +708,8 @@ fn host_resources(context: &CreateContext<'_>) -> Option<LinuxResources> {
         .set_pids(None)
         .set_devices(None)
         .set_hugepage_limits(None);
-    if let Some(mut memory) = *resources.memory() {
-        let raised = |limit: Option<i64>| match limit {
-            Some(limit) if limit > 0 => Some(limit.saturating_add_unsigned(sizing::HOST_OVERHEAD)),
-            unlimited => unlimited,
-        };
-        let (limit, swap, reservation) = (
-            raised(memory.limit()),
-            raised(memory.swap()),
-            raised(memory.reservation()),
-        );
-        memory
-            .set_limit(limit)
-            .set_swap(swap)
-            .set_reservation(reservation);
-        memory.set_kernel(None).set_kernel_tcp(None);
+    if let Some(memory) = resources.memory() {
+        let memory = sizing::host_memory(memory, 0);
         resources.set_memory(Some(memory));
     }
     Some(resources)

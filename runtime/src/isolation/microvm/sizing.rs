@@ -3,6 +3,8 @@
 //! One function decides. First `vm.hwConfig`, which speaks of the machine itself; then `linux.resources`, which
 //! limits the workload in it; then the configuration. A wrong number is the bundle's fault and named by its place.
 
+use oci_spec::runtime::LinuxMemory;
+
 use crate::bundle::Bundle;
 use crate::config::MicrovmConfig;
 
@@ -10,7 +12,7 @@ use crate::config::MicrovmConfig;
 const OVERHEAD: u64 = 64 << 20;
 
 /// What the host's cgroup gets beside the workload's limit: the guest's need and the VMM's own.
-pub const HOST_OVERHEAD: u64 = 2 * OVERHEAD;
+const HOST_OVERHEAD: u64 = 2 * OVERHEAD;
 
 /// Below this no guest kernel boots reliably.
 const MEMORY_MIN: u64 = 96 << 20;
@@ -130,6 +132,36 @@ pub fn size(bundle: &Bundle, config: &MicrovmConfig, host_cpus: u32) -> Result<S
         vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         memory,
     })
+}
+
+/// The memory of a machine that runs, when its workload's limit becomes `limit`: what it would be made with, but no more
+/// than the host has. A container gets no more than that either, whatever its limit.
+pub fn grown(limit: u64, host_memory: u64) -> u64 {
+    limit.saturating_add(OVERHEAD).min(host_memory)
+}
+
+/// What the host's cgroup of a machine may have when its workload may have `workload`: [`HOST_OVERHEAD`] more. A machine
+/// that has `machine` bytes whatever its workload may have needs room for those.
+pub fn host_memory(workload: &LinuxMemory, machine: u64) -> LinuxMemory {
+    let machine = i64::try_from(machine.saturating_add(OVERHEAD)).unwrap_or(i64::MAX);
+    let more = match workload.limit() {
+        Some(limit) if limit > 0 => {
+            let raised = limit.saturating_add_unsigned(HOST_OVERHEAD);
+            raised.max(machine) - limit
+        }
+        _ => HOST_OVERHEAD as i64,
+    };
+    let raised = |limit: Option<i64>| match limit {
+        Some(limit) if limit > 0 => Some(limit.saturating_add(more)),
+        unlimited => unlimited,
+    };
+    let mut host = *workload;
+    host.set_limit(raised(workload.limit()))
+        .set_swap(raised(workload.swap()))
+        .set_reservation(raised(workload.reservation()))
+        .set_kernel(None)
+        .set_kernel_tcp(None);
+    host
 }
 
 /// The size of a microVM whose bundle says nothing of it.
@@ -263,6 +295,29 @@ mod tests {
             memory: 128 * MIB,
         };
         assert_eq!(pod(none), expected);
+    }
+
+    #[test]
+    fn the_hosts_cgroup_has_room_for_the_machine_beside_the_workloads_limit() {
+        let of = |limit: i64, swap: i64, machine: u64| {
+            let mut memory = LinuxMemory::default();
+            memory.set_limit(Some(limit)).set_swap(Some(swap));
+            let host = host_memory(&memory, machine);
+            (host.limit().unwrap(), host.swap().unwrap())
+        };
+        let mib = MIB as i64;
+        assert_eq!(of(64 * mib, 80 * mib, 0), (192 * mib, 208 * mib));
+        assert_eq!(of(64 * mib, -1, 128 * MIB), (192 * mib, -1));
+        // It keeps what it was made with.
+        assert_eq!(of(64 * mib, 80 * mib, 256 * MIB), (320 * mib, 336 * mib));
+        assert_eq!(of(-1, -1, 256 * MIB), (-1, -1));
+        assert_eq!(of(i64::MAX, 0, 0), (i64::MAX, 0));
+    }
+
+    #[test]
+    fn a_machine_grows_as_it_would_be_made_but_not_beyond_its_host() {
+        assert_eq!(grown(1024 * MIB, 4096 * MIB), 1088 * MIB);
+        assert_eq!(grown(u64::MAX, 4096 * MIB), 4096 * MIB);
     }
 
     #[test]

@@ -46,6 +46,7 @@ use super::control::{self, Request};
 use super::guest_spec::{self, Network, Volume};
 use super::intruder::intruder;
 use super::jail;
+use super::memory;
 use super::network::{self, NetworkError};
 use super::relay::Relay;
 use super::report::Reporter;
@@ -557,6 +558,14 @@ impl Machine {
                 vm,
                 agent,
             ),
+            Request::Memory => {
+                memory::serve(asker, None, orders.is_sandbox, vm);
+                None
+            }
+            Request::SetMemory(bytes) => {
+                memory::serve(asker, Some(bytes), orders.is_sandbox, vm);
+                None
+            }
         }
     }
 
