@@ -399,7 +399,9 @@ impl Service {
         match self.operate(id, Operation::Delete) {
             // Another process has: our own `delete`, or `rt`.
             Err(failure) if failure.kind == Kind::NotFound => {}
-            deleted => drop(deleted?),
+            deleted => {
+                deleted?;
+            }
         }
         // One that was never started was killed just now.
         let exit = self.tasks.wait(id, "", Some(END_LIMIT))?;
