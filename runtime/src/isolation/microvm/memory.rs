@@ -66,7 +66,7 @@ enum MemoryError {
     },
 }
 
-/// The memory of a machine, in bytes.
+/// The memory of a machine, in bytes. Its VMM process says so, which a guest may have taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct MachineMemory {
     /// What it was made with.
@@ -104,7 +104,7 @@ pub fn update(
     let vm_dir = pod::machine_of(container.dir);
     let machine = Conversation::start(&vm_dir, Request::Memory).map_err(IsolationError::failed)?;
     let machine = machine.memory;
-    let has = machine.made_with + machine.requested;
+    let has = machine.made_with.saturating_add(machine.requested);
     let limit = memory.limit().and_then(|limit| u64::try_from(limit).ok());
     if machine.is_pod {
         return match limit {
@@ -153,7 +153,7 @@ pub fn update(
 /// Has the guest plug memory until the machine has `needed` bytes.
 fn plug(vm_dir: &Path, needed: u64) -> Result<(), MemoryError> {
     let mut machine = Conversation::start(vm_dir, Request::SetMemory(needed))?;
-    let wanted = needed - machine.memory.made_with;
+    let wanted = needed.saturating_sub(machine.memory.made_with);
     let gib = u32::try_from(wanted >> 30).unwrap_or(u32::MAX);
     let limit = PLUG_LIMIT + PLUG_LIMIT_PER_GIB * gib;
     if machine.has_arrived_within(limit)? {
@@ -171,7 +171,7 @@ fn plug(vm_dir: &Path, needed: u64) -> Result<(), MemoryError> {
 fn give_back(vm_dir: &Path, needed: u64) -> Result<u64, MemoryError> {
     Conversation::start(vm_dir, Request::SetMemory(needed))?.has_arrived_within(UNPLUG_LIMIT)?;
     let memory = Conversation::start(vm_dir, Request::Memory)?.memory;
-    Ok(memory.made_with + memory.plugged)
+    Ok(memory.made_with.saturating_add(memory.plugged))
 }
 
 /// The cgroup that the machine is in.
