@@ -113,7 +113,11 @@ impl Filter {
             // The kernel takes it only together with a listener, of which a profile without one has no use.
             flags &= !SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         }
-        let program = export(&context)?;
+        let mut program = match default {
+            ScmpAction::Errno(number) if number != libc::ENOSYS => unknown_calls(profile),
+            _ => Vec::new(),
+        };
+        program.extend(export(&context)?);
         if program.len() > INSTRUCTION_LIMIT {
             return Err(too_long(&format!("{} instructions", program.len())));
         }
@@ -351,6 +355,57 @@ fn add_rule(
     Ok(())
 }
 
+/// The beginning of a program that answers ENOSYS to each system call with a higher number than any that the profile names.
+///
+/// Those are younger than the profile, and its default is not meant for them: a C library that tries a new call and finds
+/// it forbidden gives up, while one that is told that there is none takes the old one.
+fn unknown_calls(profile: &LinuxSeccomp) -> Vec<libc::sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    /// `__X32_SYSCALL_BIT` of `asm/unistd.h`.
+    const X32_BIT: u32 = 1 << 30;
+    let jump = |test: u32| libc::BPF_JMP | test | libc::BPF_K;
+    // A jump counts the instructions that it leaves out.
+    let step = |code: u32, k, jt, jf| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let (number_at, architecture_at) = (
+        std::mem::offset_of!(libc::seccomp_data, nr) as u32,
+        std::mem::offset_of!(libc::seccomp_data, arch) as u32,
+    );
+    let mut program = Vec::new();
+    for (token, kind) in ARCHITECTURES {
+        let mut named = profile.architectures().iter().flatten();
+        if kind != ScmpArch::X8664 && !named.any(|one| architecture(*one) == kind) {
+            // A program of this kind is ended by the filter as such.
+            continue;
+        }
+        let names = profile.syscalls().iter().flatten();
+        let numbers = names.flat_map(|rule| rule.names()).filter_map(|name| {
+            let call = ScmpSyscall::from_name_by_arch(name, kind).ok()?;
+            u32::try_from(i32::from(call)).ok()
+        });
+        let Some(highest) = numbers.max() else {
+            continue;
+        };
+        let is_x32 = u8::from(kind == ScmpArch::X32);
+        program.extend([
+            step(LOAD, architecture_at, 0, 0),
+            step(jump(libc::BPF_JEQ), token, 0, 4),
+            step(LOAD, number_at, 0, 0),
+            // Leaves the rest out where the bit says the other kind.
+            step(jump(libc::BPF_JSET), X32_BIT, 2 * (1 - is_x32), 2 * is_x32),
+            step(jump(libc::BPF_JGT), highest, 0, 1),
+            step(RETURN, NO_SUCH_CALL, 0, 0),
+        ]);
+    }
+    program
+}
+
 fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> {
     let what = || "cannot compile linux.seccomp".to_owned();
     let fd = memfd_create(c"rt-seccomp", MemFdCreateFlag::MFD_CLOEXEC).context(what)?;
@@ -474,6 +529,30 @@ mod tests {
         ))
         .unwrap();
         assert!(filter.program.len() > 5);
+    }
+
+    #[test]
+    fn calls_younger_than_the_profile_are_unknown_rather_than_forbidden() {
+        let compiled = |default: &str| {
+            let text = format!(
+                r#"{{"defaultAction":{default},"architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X32"],
+                    "syscalls":[{{"names":["read","openat2"],"action":"SCMP_ACT_ALLOW"}}]}}"#
+            );
+            Filter::compile(&profile(&text)).unwrap().program
+        };
+        let unknown = |program: &[libc::sock_filter]| {
+            let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+            program.iter().filter(|step| step.k == answer).count()
+        };
+        let program = compiled(r#""SCMP_ACT_ERRNO""#);
+        assert_eq!(unknown(&program), 2, "one for each architecture");
+        assert!(
+            program
+                .iter()
+                .any(|step| step.k == libc::SYS_openat2 as u32)
+        );
+        assert_eq!(unknown(&compiled(r#""SCMP_ACT_KILL""#)), 0);
+        assert_eq!(unknown(&compiled(r#""SCMP_ACT_ALLOW""#)), 0);
     }
 
     #[test]
