@@ -9,8 +9,8 @@ use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, Process,
-    Scheduler, Spec,
+    IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, Process, Scheduler, Spec,
 };
 
 use crate::error::{Context, Error};
@@ -105,9 +105,8 @@ pub(crate) fn set_memory_policy(spec: &Spec) -> Result<(), Error> {
 }
 
 /// Sets `linux.personality` on this process.
-pub(crate) fn set_personality(spec: &Spec) -> Result<(), Error> {
-    let linux = spec.linux().as_ref();
-    let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) else {
+pub(crate) fn set_personality(personality: Option<&LinuxPersonality>) -> Result<(), Error> {
+    let Some(personality) = personality else {
         return Ok(());
     };
     /// Of `linux/personality.h`.

@@ -451,7 +451,8 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     let profile = attributes::Profile::open(process)?;
     prepared.enter()?;
     fault::point("first.in-root");
-    attributes::set_personality(spec)?;
+    let linux = spec.linux().as_ref();
+    attributes::set_personality(linux.and_then(|linux| linux.personality().as_ref()))?;
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.preserve_fds.saturating_add(3))?;

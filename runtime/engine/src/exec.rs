@@ -46,7 +46,8 @@ pub(crate) fn exec(
     let stdio = std::mem::replace(&mut request.stdio, crate::Stdio::Inherit);
     let stdio = stdio.ready(request.process.terminal().unwrap_or(false))?;
     let compile = |profile| seccomp_cache::compile(profile, seccomp_cache);
-    let seccomp = request.seccomp.map(compile).transpose()?;
+    let profile = request.linux.and_then(|linux| linux.seccomp().as_ref());
+    let seccomp = profile.map(compile).transpose()?;
     let mut workload = Workload::new(request.process, seccomp);
     let name = request.cgroup.path().file_name().unwrap_or_default();
     workload.keyring = create::keyring(&name.to_string_lossy(), request.no_new_keyring)?;
@@ -61,11 +62,7 @@ pub(crate) fn exec(
         entrance: cgroup.entrance()?,
         request: &request,
         workload,
-        agent: request
-            .seccomp
-            .map(SeccompAgent::connect)
-            .transpose()?
-            .flatten(),
+        agent: profile.map(SeccompAgent::connect).transpose()?.flatten(),
         stdio,
         init,
     };
@@ -232,7 +229,8 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
         true => BY_HELPER,
         false => CloneFlags::CLONE_NEWPID,
     };
-    namespaces::join(plan.init.as_fd(), plan.foreign & !born_in)?;
+    // Not by complement, which leaves out the flag that nix does not know.
+    namespaces::join(plan.init.as_fd(), plan.foreign.difference(born_in))?;
     if plan.foreign.contains(CloneFlags::CLONE_NEWUSER) {
         namespaces::become_root()?;
     }
@@ -240,6 +238,8 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
     if let Some(console) = plan.stdio.console() {
         rootfs::own_terminal(console)?;
     }
+    let personality = plan.request.linux.map(|linux| linux.personality().as_ref());
+    attributes::set_personality(personality.flatten())?;
     profile.apply()?;
     attributes::set_umask(process);
     close_on_exec_from(plan.request.preserve_fds.saturating_add(3))?;

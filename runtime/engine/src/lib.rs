@@ -43,7 +43,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 pub use cgroup::Cgroup;
 pub use create::prepare_host;
@@ -150,8 +150,8 @@ pub struct ExecRequest<'a> {
     pub init_start: u64,
     /// The process: program, user, environment, capabilities, limits, `noNewPrivileges`.
     pub process: &'a Process,
-    /// The container's seccomp profile, `linux.seccomp` of its configuration.
-    pub seccomp: Option<&'a LinuxSeccomp>,
+    /// `linux` of the container's configuration, whose seccomp profile and personality are those of each process.
+    pub linux: Option<&'a Linux>,
     /// The container's state (runtime-spec, "State"), for who gets the notifications of a seccomp profile.
     pub state: serde_json::Value,
     /// The container's cgroup.

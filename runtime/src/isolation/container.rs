@@ -195,10 +195,7 @@ impl Isolation for ContainerModel {
             init: Pid::from_raw(init.pid),
             init_start: init.start_time,
             process: request.process,
-            seccomp: spec
-                .linux()
-                .as_ref()
-                .and_then(|linux| linux.seccomp().as_ref()),
+            linux: spec.linux().as_ref(),
             state: serde_json::json!({
                 "ociVersion": spec.version(),
                 "id": container.id,

@@ -162,16 +162,11 @@ impl Container {
             Failure::new(Code::FailedPrecondition, text)
         })?;
         let sub_cgroup = Path::new(&request.sub_cgroup);
-        let seccomp = self
-            .spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.seccomp().as_ref());
         let created = self.engine.exec(engine::ExecRequest {
             init,
             init_start,
             process: &process,
-            seccomp,
+            linux: self.spec.linux().as_ref(),
             // Only who is notified by a seccomp profile would see it, and nobody in the guest is.
             state: serde_json::Value::Null,
             cgroup: &self.cgroup()?,

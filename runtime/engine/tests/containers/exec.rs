@@ -7,7 +7,7 @@ use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
 use crate::Test;
-use crate::fixture::{Container, open_files};
+use crate::fixture::{Container, exists, open_files};
 
 pub const TESTS: &[Test] = &[
     ("exec_runs_inside", exec_runs_inside),
@@ -24,6 +24,10 @@ pub const TESTS: &[Test] = &[
         exec_has_the_containers_seccomp,
     ),
     ("exec_joins_a_user_namespace", exec_joins_a_user_namespace),
+    (
+        "exec_has_the_containers_time_and_personality",
+        exec_has_the_containers_time_and_personality,
+    ),
     (
         "exec_of_a_missing_program_fails",
         exec_of_a_missing_program_fails,
@@ -135,6 +139,26 @@ fn exec_has_the_containers_seccomp() {
     }
 }
 
+fn exec_has_the_containers_time_and_personality() {
+    if !exists("/proc/self/ns/time".as_ref()) {
+        println!("skipped: this kernel has no time namespaces");
+        return;
+    }
+    let mut container = Container::sleeping(|container| {
+        let linux = &mut container.config["linux"];
+        let namespaces = linux["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "time"}));
+        linux["timeOffsets"] = json!({"boottime": {"secs": 1_000_000_000}});
+        linux["personality"] = json!({"domain": "LINUX32"});
+    });
+    let outcome = container.exec_shell("cat /proc/uptime /proc/self/personality", |_| {});
+    let mut words = outcome.stdout.split_whitespace();
+    let uptime: f64 = words.next().unwrap().parse().unwrap();
+    assert!(uptime > 1e9, "{outcome:?}");
+    assert_eq!(words.next_back(), Some("00000008"), "{outcome:?}");
+    container.kill_and_delete();
+}
+
 fn exec_joins_a_user_namespace() {
     let mut container = Container::sleeping(|container| {
         container.config["linux"]["namespaces"]
@@ -214,7 +238,7 @@ fn exec_with_a_terminal() {
                 one["args"] = json!(["tty"]);
                 one["terminal"] = json!(true);
             }),
-            seccomp: None,
+            linux: None,
             state: serde_json::Value::Null,
             cgroup: &container.cgroup,
             sub_cgroup: None,
@@ -250,7 +274,7 @@ fn exec_runs_in_a_cgroup_below() {
         process: Box::leak(Box::new(process(|one| {
             one["args"] = json!(["sleep", "1000"])
         }))),
-        seccomp: None,
+        linux: None,
         state: serde_json::Value::Null,
         cgroup: Box::leak(Box::new(container.cgroup.clone())),
         sub_cgroup: Some(sub.as_ref()),

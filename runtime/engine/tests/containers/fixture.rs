@@ -209,10 +209,7 @@ impl Container {
             init: init.pid,
             init_start: init.start_time,
             process,
-            seccomp: spec
-                .linux()
-                .as_ref()
-                .and_then(|linux| linux.seccomp().as_ref()),
+            linux: spec.linux().as_ref(),
             state: json!({"id": self.id}),
             cgroup: &self.cgroup,
             sub_cgroup: None,
