@@ -207,14 +207,9 @@ impl Engine {
     /// Makes a cgroup this container's own, as [`Engine::create`] does, for processes that somebody else makes in it.
     ///
     /// # Errors
-    /// A process is in it already, or the engine's directory cannot be made.
+    /// A process is in it already, it is frozen, or the engine's directory cannot be made.
     pub fn adopt(&self, cgroup: &Cgroup) -> Result<(), Error> {
-        if let Some(pid) = cgroup.pids()?.first() {
-            return Err(Error::unsupported(
-                "linux.cgroupsPath",
-                format!("{:?} is in use: process {pid} is in it", cgroup.path()),
-            ));
-        }
+        cgroup.ensure_unused()?;
         self.claim(cgroup)
     }
 

@@ -314,6 +314,24 @@ fn freeze_v1(cgroup: &Cgroup, file: &Path, frozen: bool, deadline: Instant) -> R
     }
 }
 
+/// Whether a process that is put into the cgroup would stop there: it is frozen, or one above it. One that does not exist
+/// begins as the nearest above it.
+pub(super) fn would_freeze(cgroup: &Cgroup) -> bool {
+    let Some((file, unified)) = freezer(cgroup) else {
+        return false;
+    };
+    let existing = file.ancestors().skip(1).find(|above| above.is_dir());
+    let Some(directory) = existing else {
+        return false;
+    };
+    // The root has no such file, and cannot be frozen.
+    let read = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
+    match unified {
+        true => read("cgroup.events").lines().any(|line| line == "frozen 1"),
+        false => matches!(read("freezer.state").trim(), "FROZEN" | "FREEZING"),
+    }
+}
+
 pub(super) fn is_frozen(cgroup: &Cgroup) -> bool {
     let Some((file, unified)) = freezer(cgroup) else {
         return false;

@@ -83,6 +83,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A container cannot have a cgroup in which there are processes.
+    #[error("linux.cgroupsPath: {path:?}: container's cgroup is not empty: process {pid} is in it")]
+    InUse {
+        /// The cgroup.
+        path: PathBuf,
+        /// One of them.
+        pid: Pid,
+    },
+    /// No process would begin in the cgroup.
+    #[error(
+        "linux.cgroupsPath: {0:?}: container's cgroup unexpectedly frozen: thaw it, or the one above it that is"
+    )]
+    Frozen(PathBuf),
     /// The processes of the cgroup did not end after SIGKILL.
     #[error("processes in the cgroup {0} did not end in 10 s after SIGKILL")]
     StillPopulated(PathBuf),
@@ -380,6 +393,21 @@ impl Cgroup {
         let mut pids = kill::pids(self)?;
         pids.retain(|pid| Some(*pid) != self.keeper);
         Ok(pids)
+    }
+
+    /// Makes sure that a container can begin in the cgroup, which need not be there yet.
+    ///
+    /// # Errors
+    /// A process is in it, or it is frozen.
+    pub fn ensure_unused(&self) -> Result<()> {
+        let path = || self.path.clone();
+        if let Some(&pid) = self.pids()?.first() {
+            return Err(Error::InUse { path: path(), pid });
+        }
+        match kill::would_freeze(self) {
+            true => Err(Error::Frozen(path())),
+            false => Ok(()),
+        }
     }
 
     /// Sends a signal to every process in the cgroup and in those below it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use engine::{Cgroup, Engine, Error, processes};
+use engine::{Cgroup, Engine, processes};
 use serde_json::json;
 
 use crate::Test;
@@ -33,6 +33,10 @@ pub const TESTS: &[Test] = &[
     (
         "a_cgroup_in_use_is_refused_and_left_alone",
         a_cgroup_in_use_is_refused_and_left_alone,
+    ),
+    (
+        "a_frozen_cgroup_is_refused_and_left_alone",
+        a_frozen_cgroup_is_refused_and_left_alone,
     ),
     ("freeze_and_thaw", freeze_and_thaw),
     (
@@ -212,10 +216,28 @@ fn a_cgroup_in_use_is_refused_and_left_alone() {
     let mut second = Container::new(&["true"]);
     second.cgroup = first.cgroup.clone();
     let error = second.create().unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("is not empty"), "{error}");
     second.engine.delete(&second.cgroup).unwrap();
     assert_eq!(first.cgroup.pids().unwrap().len(), 1);
     first.kill_and_delete();
+}
+
+fn a_frozen_cgroup_is_refused_and_left_alone() {
+    let mut container = Container::new(&["true"]);
+    let above = Cgroup::new(container.cgroup.path()).unwrap();
+    above.create().unwrap();
+    above.freeze().unwrap();
+    for path in [above.path().to_owned(), above.path().join("below/it")] {
+        container.cgroup = Cgroup::new(&path).unwrap();
+        let error = container.create().unwrap_err().to_string();
+        assert!(error.contains("frozen"), "{error}");
+        container.engine.delete(&container.cgroup).unwrap();
+        assert!(above.is_frozen());
+    }
+    above.thaw().unwrap();
+    container.cgroup = above;
+    container.create().unwrap();
+    container.kill_and_delete();
 }
 
 fn freeze_and_thaw() {

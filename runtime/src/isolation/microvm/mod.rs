@@ -112,8 +112,6 @@ enum SetupError {
         #[source]
         source: io::Error,
     },
-    #[error("config.json: `linux.cgroupsPath`: {} is in use: process {pid} is in it", path.display())]
-    CgroupInUse { path: PathBuf, pid: i32 },
     #[error("the VMM process {pid} did not end after SIGKILL")]
     Immortal { pid: i32 },
 }
@@ -506,12 +504,7 @@ fn claim(context: &CreateContext<'_>) -> Result<Cgroup, IsolationError> {
     if let Some(keeper) = context.cgroup_keeper {
         cgroup = cgroup.kept_by(keeper);
     }
-    if let Some(pid) = cgroup.pids().map_err(IsolationError::failed)?.first() {
-        return Err(IsolationError::failed(SetupError::CgroupInUse {
-            path: context.cgroup_path.to_owned(),
-            pid: pid.as_raw(),
-        }));
-    }
+    cgroup.ensure_unused().map_err(IsolationError::failed)?;
     let vm_dir = context.dir.join(VM_DIR);
     fs::create_dir(&vm_dir).map_err(io_error(format!("create {}", vm_dir.display())))?;
     Ok(cgroup)
