@@ -221,13 +221,8 @@ fn apply_cpu(target: &Target<'_>, cpu: &LinuxCpu) -> Result<()> {
     if let Some(idle) = idle {
         files.put("cpu.idle", "cpu.idle", &idle.to_string())?;
     }
-    if let Some(shares) = shares {
-        if idle == Some(1) {
-            return Err(unsupported(
-                "cpu.shares",
-                "an idle cgroup (cpu.idle) has the least weight; leave one of the two out",
-            ));
-        }
+    // An idle cgroup has the least weight, and takes no other; its own counts again when it is idle no more.
+    if let Some(shares) = shares.filter(|_| idle != Some(1)) {
         match files.unified {
             true => files.put("cpu.shares", "cpu.weight", &cpu_weight(shares).to_string())?,
             false => files.put("cpu.shares", "cpu.shares", &shares.to_string())?,
@@ -250,17 +245,24 @@ fn apply_cpu(target: &Target<'_>, cpu: &LinuxCpu) -> Result<()> {
     if early.is_err() {
         put_burst()?;
     }
-    if let Some(period) = realtime_period {
-        files.only_v1("cpu.realtimePeriod")?;
-        let period = period.to_string();
-        files.put("cpu.realtimePeriod", "cpu.rt_period_us", &period)?;
-    }
-    if let Some(runtime) = realtime_runtime {
-        files.only_v1("cpu.realtimeRuntime")?;
-        let runtime = runtime.to_string();
-        files.put("cpu.realtimeRuntime", "cpu.rt_runtime_us", &runtime)?;
-    }
-    Ok(())
+    put_realtime(&files, realtime_period, realtime_runtime)
+}
+
+fn put_realtime(files: &Files, period: Option<u64>, runtime: Option<i64>) -> Result<()> {
+    let put = |field, file, value: Option<String>| match value {
+        Some(value) => {
+            files.only_v1(field)?;
+            files.put(field, file, &value)
+        }
+        None => Ok(()),
+    };
+    let period = period.map(|period| period.to_string());
+    let put_period = || put("cpu.realtimePeriod", "cpu.rt_period_us", period.clone());
+    // The old runtime may not fit the new period: then the runtime goes first.
+    let early = put_period();
+    let runtime = runtime.map(|runtime| runtime.to_string());
+    put("cpu.realtimeRuntime", "cpu.rt_runtime_us", runtime)?;
+    early.or_else(|_| put_period())
 }
 
 /// Quota and period are one file in version 2. What is not given stays as it is.

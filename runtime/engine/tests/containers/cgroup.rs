@@ -225,7 +225,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             json!({"memory": {"limit": 2 << 20, "swap": 1 << 20}}),
             "memory.swap",
         ),
-        (json!({"cpu": {"idle": 1, "shares": 2}}), "cpu.shares"),
         (json!({"cpu": {"quota": 1}}), "cpu.quota"),
         (json!({"cpu": {"cpus": "4000"}}), "cpu.cpus"),
         (json!({"cpu": {"mems": "900"}}), "cpu.mems"),
