@@ -46,6 +46,14 @@ pub const CLAIMS: &[Entry] = &[
         symlinks_stay_inside_the_root,
     ),
     ("files_behave_like_files", files_behave_like_files),
+    (
+        "tmpfs_on_a_new_directory_is_for_all_users",
+        tmpfs_on_a_new_directory_is_for_all_users,
+    ),
+    (
+        "file_is_mounted_where_a_link_leads",
+        file_is_mounted_where_a_link_leads,
+    ),
 ];
 
 fn writes_to_the_root_reach_the_bundle(fixture: &Fixture) -> Claim {
@@ -320,6 +328,33 @@ fn files_behave_like_files(fixture: &Fixture) -> Claim {
         outcome.stdout,
         "one\ntwo\nno\nfull\none\ntwo\n1048576\nsame\nruns\n",
         "output"
+    );
+    Ok(())
+}
+
+fn tmpfs_on_a_new_directory_is_for_all_users(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.mount(json!({"destination": "/new/one", "type": "tmpfs", "source": "tmpfs"}));
+    bundle.args(&["/bin/stat", "-c", "%a", "/new/one"]);
+    ensure_eq!(fixture.run(&bundle)?.success()?.stdout, "1777\n", "mode");
+    Ok(())
+}
+
+fn file_is_mounted_where_a_link_leads(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    // As in an image of a system that makes the file when it runs.
+    std::os::unix::fs::symlink(
+        "../run/later/resolv.conf",
+        bundle.in_rootfs("etc/resolv.conf"),
+    )?;
+    let file = fixture.dir().join("resolv.conf");
+    fs::write(&file, "nameserver 192.0.2.1\n")?;
+    bundle.bind(&file, "/etc/resolv.conf", &["ro"]);
+    bundle.script("cat /etc/resolv.conf; cmp /etc/resolv.conf /run/later/resolv.conf");
+    ensure_eq!(
+        fixture.run(&bundle)?.success()?.stdout,
+        "nameserver 192.0.2.1\n",
+        "the file"
     );
     Ok(())
 }

@@ -3,8 +3,10 @@
 //! The image and, through shared volumes, other processes decide what lies there, also while we look: each step is taken
 //! from a descriptor, and the kernel resolves links as if the root were `/` (openat2(2), `RESOLVE_IN_ROOT`).
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -12,6 +14,9 @@ use rustix::io::Errno;
 
 /// How often a resolution is tried again that renames by another process disturb (the kernel then says EAGAIN).
 const TRIES: usize = 64;
+
+/// How many links a path may lead through, as with the kernel.
+const MOST_LINKS: usize = 40;
 
 /// A directory that stands for `/`.
 pub(crate) struct Root {
@@ -62,6 +67,7 @@ impl Root {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
+        let path = self.follow(&path)?;
         let mut directory = self.directory.try_clone()?;
         let mut so_far = PathBuf::new();
         for name in path.iter() {
@@ -94,7 +100,46 @@ impl Root {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
-        self.place(path)?.make_file()
+        self.place(&self.follow(&normalize(path))?)?.make_file()
+    }
+
+    /// Where a path leads that need not exist: without a link as far as it does. An image may have `/etc/resolv.conf` as a
+    /// link to what only a running system makes; what is mounted on it is to be where the link leads, in the root.
+    fn follow(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut left: Vec<OsString> = path.iter().rev().map(OsString::from).collect();
+        let mut links = 0;
+        let mut found = PathBuf::new();
+        while let Some(name) = left.pop() {
+            match name.as_bytes() {
+                b"." => continue,
+                b".." => {
+                    found.pop();
+                    continue;
+                }
+                b"/" => {
+                    found.clear();
+                    continue;
+                }
+                _ => found.push(&name),
+            }
+            let flags = OFlags::PATH | OFlags::NOFOLLOW;
+            let Ok(opened) = self.open_without_links(&found, flags) else {
+                // Nothing is there, nor below it.
+                continue;
+            };
+            let stat = rustix::fs::fstat(&opened)?;
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = rustix::fs::readlinkat(&opened, "", Vec::new())?;
+                let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                left.extend(target.iter().rev().map(OsString::from));
+                found.pop();
+            }
+        }
+        Ok(normalize(&found))
     }
 }
 
@@ -134,7 +179,7 @@ fn make_and_open(parent: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    // A link that leads nowhere is not followed: what it would make there is nobody's wish.
+    // A link that is there by now is another process's doing.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
@@ -181,9 +226,11 @@ mod tests {
         symlink("../outside", inside.join("relative")).unwrap();
         symlink("/", inside.join("top")).unwrap();
         for path in ["absolute/new", "relative/new"] {
-            let made = root.make_directory(Path::new(path));
-            assert!(made.is_err(), "{path}: a link that leads nowhere");
+            root.make_directory(Path::new(path)).unwrap();
         }
+        let below = outside.strip_prefix("/").unwrap();
+        assert!(inside.join(below).join("new").is_dir());
+        assert!(inside.join("outside/new").is_dir());
         root.make_directory(Path::new("/top/../../new/deep"))
             .unwrap();
         root.make_directory(Path::new("/top/other")).unwrap();
@@ -195,12 +242,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_not_made_through_a_link() {
+    fn a_file_is_made_where_a_link_leads() {
         let (directory, root) = root();
         let inside = directory.path().join("root");
-        symlink("target", inside.join("link")).unwrap();
-        assert!(root.make_file(Path::new("link")).is_err());
-        fs::write(inside.join("target"), "x").unwrap();
+        symlink("../deep/./target", inside.join("link")).unwrap();
+        symlink("/link", inside.join("other")).unwrap();
+        symlink("loop", inside.join("loop")).unwrap();
+        assert!(root.make_file(Path::new("loop")).is_err());
+        root.make_file(Path::new("other")).unwrap();
+        assert!(inside.join("deep/target").is_file());
         root.make_file(Path::new("link")).unwrap();
         assert!(root.place(Path::new("link")).unwrap().make_file().is_err());
         assert!(root.place(Path::new("/")).is_err());

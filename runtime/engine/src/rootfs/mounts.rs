@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
-use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{AtFlags, OFlags};
 
 use super::copy_up::copy_directory;
@@ -19,6 +19,7 @@ use super::options::{Attributes, Bind, Data, IdMap, Options};
 use super::tree::Tree;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error};
+use crate::spec::{namespace, path_of};
 
 /// fsconfig(2) takes strings up to this length only; mount(2) has a page for all.
 pub(super) const LONGEST_VALUE: usize = 255;
@@ -47,15 +48,23 @@ impl PlannedMount {
         }
         let id_map = match options.id_map {
             IdMap::No => None,
-            _ => {
-                let (uids, gids) = id_mappings(mount, spec).ok_or_else(|| {
-                    Error::unsupported(
-                        format!("mounts[{index}].uidMappings"),
-                        "an id-mapped mount needs mappings, its own or those of the container's user namespace",
-                    )
-                })?;
-                Some(id_map::user_namespace(uids, gids)?)
-            }
+            _ => Some(
+                match (id_mappings(mount, spec), joined_user_namespace(spec)) {
+                    (Some((uids, gids)), _) => id_map::user_namespace(uids, gids)?,
+                    (None, Some(path)) => {
+                        let opened = std::fs::File::open(path);
+                        let context =
+                            || format!("cannot open the user namespace {}", path.display());
+                        opened.context(context)?.into()
+                    }
+                    (None, None) => {
+                        return Err(Error::unsupported(
+                            format!("mounts[{index}].uidMappings"),
+                            "an id-mapped mount needs mappings, its own or those of the container's user namespace",
+                        ));
+                    }
+                },
+            ),
         };
         Ok(Self {
             destination: mount.destination().clone(),
@@ -133,12 +142,18 @@ impl PlannedMount {
     fn mount_file_system(&self, root: &Root) -> io::Result<()> {
         // These must lie where they are said to, without any link: much of a container's confinement does.
         let plain = matches!(self.kind.as_str(), "proc" | "sysfs") || self.is_dev();
+        let mut data = self.options.data.clone();
+        // A tmpfs has the mode of the directory that it covers, if that was not made for it.
+        let takes_mode = self.kind == "tmpfs"
+            && !has(&data, "mode")
+            && root
+                .open(&normalize(&self.destination), OFlags::PATH)
+                .is_ok();
         let target = match plain {
             true => self.plain_directory(root)?,
             false => root.make_directory(&self.destination)?,
         };
-        let mut data = self.options.data.clone();
-        if self.kind == "tmpfs" && !has(&data, "mode") {
+        if takes_mode {
             let mode = rustix::fs::fstat(&target)?.st_mode & 0o7777;
             data.push(Data::Value("mode".into(), format!("{mode:o}")));
         }
@@ -283,6 +298,11 @@ fn id_mappings<'a>(
         let linux = spec.linux().as_ref()?;
         given(linux.uid_mappings()).zip(given(linux.gid_mappings()))
     })
+}
+
+/// The user namespace of another container's that this one joins, whose mappings are then this one's.
+fn joined_user_namespace(spec: &Spec) -> Option<&Path> {
+    namespace(spec, LinuxNamespaceType::User).and_then(path_of)
 }
 
 /// Points standard streams that are the host's null device to the container's, if it has one.
