@@ -21,7 +21,7 @@ use crate::cgroup::Entrance;
 use crate::clone::{Child, ExitGuard, clone, exit_now, pidfd_open};
 use crate::error::{Context, Error};
 use crate::handshake::{self, ChildEnd, Message, ParentEnd};
-use crate::hooks::Kind;
+use crate::hooks::{self, Kind, Surroundings};
 use crate::namespaces::{self, Namespaces};
 use crate::net_devices::NetDevices;
 use crate::report::Failure;
@@ -36,6 +36,7 @@ use crate::{CreateRequest, Created, Engine, Hold, fault, limits, processes};
 /// What the two sides have in common before they part.
 struct Plan<'a> {
     spec: &'a Spec,
+    bundle: &'a Path,
     process: &'a Process,
     namespaces: Namespaces,
     rootfs: RootfsPlan<'a>,
@@ -106,6 +107,7 @@ pub(crate) fn create(
 
     let plan = Plan {
         spec,
+        bundle: request.bundle,
         process,
         namespaces: Namespaces::of_spec(spec)?,
         rootfs,
@@ -310,13 +312,19 @@ pub fn prepare_host(id: &str, spec: &Spec, bundle: &Path, pid: Pid) -> Result<()
     NetDevices::of_spec(spec).move_to(&Child { pid, pidfd })?;
     let mut state = creating(id, spec, bundle);
     state["pid"] = pid.as_raw().into();
-    run_runtime_hooks(spec, &state)
+    run_runtime_hooks(spec, bundle, &state)
 }
 
-fn run_runtime_hooks(spec: &Spec, state: &serde_json::Value) -> Result<(), Error> {
+fn run_runtime_hooks(spec: &Spec, bundle: &Path, state: &serde_json::Value) -> Result<(), Error> {
+    let state = state.to_string();
+    let surroundings = Surroundings {
+        state: state.as_bytes(),
+        directory: bundle,
+        env: &[],
+    };
     for (kind, hooks) in hooks_of(spec) {
         if matches!(kind, Kind::Prestart | Kind::CreateRuntime) {
-            crate::hooks::run(kind, hooks, state.to_string().as_bytes())?;
+            hooks::run(kind, hooks, &surroundings)?;
         }
     }
     Ok(())
@@ -326,7 +334,7 @@ fn run_runtime_hooks(spec: &Spec, state: &serde_json::Value) -> Result<(), Error
 fn run_hooks(plan: &Plan<'_>, child: &Child) -> Result<(), Error> {
     let mut state = plan.state.clone();
     state["pid"] = child.pid.as_raw().into();
-    run_runtime_hooks(plan.spec, &state)?;
+    run_runtime_hooks(plan.spec, plan.bundle, &state)?;
     for (kind, hooks) in hooks_of(plan.spec) {
         if kind == Kind::CreateContainer && !hooks.is_empty() {
             run_in_container(plan, child, hooks, &state)?;
@@ -335,7 +343,8 @@ fn run_hooks(plan: &Plan<'_>, child: &Child) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs hooks in the container's namespaces, where its root is not yet changed: their paths are the host's.
+/// Runs hooks in the container's namespaces, where its root is not yet changed: their paths are the host's. They are where
+/// the root is, as with other runtimes.
 fn run_in_container(
     plan: &Plan<'_>,
     child: &Child,
@@ -348,7 +357,14 @@ fn run_in_container(
     let failure = handshake::in_child(what, cgroup, || {
         plan.entrance.pass()?;
         namespaces::join(child.pidfd.as_fd(), flags)?;
-        crate::hooks::run(Kind::CreateContainer, hooks, state.to_string().as_bytes())?;
+        let root = plan.spec.root().as_ref();
+        let state = state.to_string();
+        let surroundings = Surroundings {
+            state: state.as_bytes(),
+            directory: root.map_or(Path::new("/"), |root| root.path()),
+            env: &[],
+        };
+        hooks::run(Kind::CreateContainer, hooks, &surroundings)?;
         Ok(())
     })?;
     match failure {

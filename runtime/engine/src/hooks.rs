@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,10 +54,12 @@ impl fmt::Display for Kind {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It could not be run.
-    #[error("cannot run the {kind} hook {path}")]
+    #[error("error running {kind} hook #{number}: cannot run {path}")]
     Run {
         /// When it was to run.
         kind: Kind,
+        /// Which of that kind, from 0 on.
+        number: usize,
         /// Its program.
         path: PathBuf,
         /// The system's answer.
@@ -65,20 +67,24 @@ pub enum Error {
         source: io::Error,
     },
     /// It ended otherwise than with exit code 0.
-    #[error("the {kind} hook {path} failed: {status}")]
+    #[error("error running {kind} hook #{number}: {path}: {status}")]
     Failed {
         /// When it ran.
         kind: Kind,
+        /// Which of that kind, from 0 on.
+        number: usize,
         /// Its program.
         path: PathBuf,
         /// How it ended.
         status: ExitStatus,
     },
     /// It ran longer than its `timeout` and was killed.
-    #[error("the {kind} hook {path} was killed after its timeout of {seconds} s")]
+    #[error("error running {kind} hook #{number}: {path}: killed after its timeout of {seconds} s")]
     Timeout {
         /// When it ran.
         kind: Kind,
+        /// Which of that kind, from 0 on.
+        number: usize,
         /// Its program.
         path: PathBuf,
         /// The timeout of the configuration, in seconds.
@@ -96,27 +102,24 @@ pub enum Error {
     },
 }
 
-/// Runs hooks one after the other; the first that fails ends the series.
-///
-/// `state` is the container's state as JSON. A hook without `env` has an empty environment.
-///
-/// # Errors
-/// The first failure, with the hook's path and kind.
-pub fn run(kind: Kind, hooks: &[Hook], state: &[u8]) -> Result<(), Error> {
-    hooks
-        .iter()
-        .try_for_each(|hook| run_one(kind, hook, state, &[]))
+/// What hooks are given.
+pub struct Surroundings<'a> {
+    /// The container's state as JSON.
+    pub state: &'a [u8],
+    /// Their working directory; one that is gone is ours.
+    pub directory: &'a Path,
+    /// The environment of a hook that names none.
+    pub env: &'a [(&'a OsStr, &'a OsStr)],
 }
 
-pub(crate) fn run_with_env(
-    kind: Kind,
-    hooks: &[Hook],
-    state: &[u8],
-    default_env: &[(&OsStr, &OsStr)],
-) -> Result<(), Error> {
-    hooks
-        .iter()
-        .try_for_each(|hook| run_one(kind, hook, state, default_env))
+/// Runs hooks one after the other; the first that fails ends the series.
+///
+/// # Errors
+/// The first failure, with the hook's kind, number and path.
+pub fn run(kind: Kind, hooks: &[Hook], surroundings: &Surroundings<'_>) -> Result<(), Error> {
+    (0..)
+        .zip(hooks)
+        .try_for_each(|(number, hook)| run_one(kind, number, hook, surroundings))
 }
 
 /// Checks what can be known of hooks before any of them runs.
@@ -142,19 +145,23 @@ pub fn validate(kind: Kind, hooks: &[Hook]) -> Result<(), Error> {
 
 fn run_one(
     kind: Kind,
+    number: usize,
     hook: &Hook,
-    state: &[u8],
-    default_env: &[(&OsStr, &OsStr)],
+    surroundings: &Surroundings<'_>,
 ) -> Result<(), Error> {
     validate(kind, std::slice::from_ref(hook))?;
     let failed = |source: io::Error| Error::Run {
         kind,
+        number,
         path: hook.path().clone(),
         source,
     };
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_deref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
+    }
+    if surroundings.directory.is_dir() {
+        command.current_dir(surroundings.directory);
     }
     command.env_clear();
     match hook.env() {
@@ -166,12 +173,14 @@ fn run_one(
             }
         }
         None => {
-            command.envs(default_env.iter().copied());
+            command.envs(surroundings.env.iter().copied());
         }
     }
     // Output goes to the error stream: the caller's standard output is the container's, or read by a client.
     let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
-    command.stdin(input(state).map_err(failed)?).stdout(output);
+    command
+        .stdin(input(surroundings.state).map_err(failed)?)
+        .stdout(output);
     let mut child = command.spawn().map_err(failed)?;
     let ended = wait_for_end(&child, hook.timeout()).map_err(failed);
     if !matches!(ended, Ok(true)) {
@@ -181,6 +190,7 @@ fn run_one(
     if !ended? {
         return Err(Error::Timeout {
             kind,
+            number,
             path: hook.path().clone(),
             seconds: hook.timeout().unwrap_or_default(),
         });
@@ -192,6 +202,7 @@ fn run_one(
     let _ = status.signal();
     Err(Error::Failed {
         kind,
+        number,
         path: hook.path().clone(),
         status,
     })
@@ -246,6 +257,15 @@ mod tests {
             .unwrap()
     }
 
+    fn run(kind: Kind, hooks: &[Hook], state: &[u8]) -> Result<(), Error> {
+        let surroundings = Surroundings {
+            state,
+            directory: Path::new("/no/such/directory"),
+            env: &[],
+        };
+        super::run(kind, hooks, &surroundings)
+    }
+
     #[test]
     fn the_state_is_on_standard_input_and_the_environment_is_the_hooks_own() {
         let directory = tempfile::tempdir().unwrap();
@@ -265,10 +285,11 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_hook_and_its_kind() {
-        let error = run(Kind::CreateRuntime, &[shell("exit 3")], b"").unwrap_err();
+        let hooks = [shell("true"), shell("exit 3")];
+        let error = run(Kind::CreateRuntime, &hooks, b"").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the createRuntime hook /bin/sh failed: exit status: 3"
+            "error running createRuntime hook #1: /bin/sh: exit status: 3"
         );
     }
 
@@ -294,8 +315,20 @@ mod tests {
         let error = run(Kind::Poststart, &[hook], b"").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "cannot run the poststart hook /no/such/hook"
+            "error running poststart hook #0: cannot run /no/such/hook"
         );
+    }
+
+    #[test]
+    fn a_hook_runs_in_the_directory_that_it_is_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let surroundings = Surroundings {
+            state: b"",
+            directory: directory.path(),
+            env: &[],
+        };
+        super::run(Kind::Prestart, &[shell("touch here")], &surroundings).unwrap();
+        assert!(directory.path().join("here").exists());
     }
 
     #[test]

@@ -218,13 +218,13 @@ impl Workload {
             })
             .collect();
         let state = self.state.to_string();
-        hooks::run_with_env(
-            hooks::Kind::StartContainer,
-            &self.start_hooks,
-            state.as_bytes(),
-            &env,
-        )?;
-        Ok(())
+        let surroundings = hooks::Surroundings {
+            state: state.as_bytes(),
+            directory: Path::new("."),
+            env: &env,
+        };
+        let kind = hooks::Kind::StartContainer;
+        Ok(hooks::run(kind, &self.start_hooks, &surroundings)?)
     }
 
     fn enter_cwd(&self) -> Result<(), Error> {

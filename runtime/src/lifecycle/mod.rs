@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use engine::hooks::{self, Kind};
+use engine::hooks::{self, Kind, Surroundings};
 use engine::observation::Observation;
 use engine::{ProcessInfo, fault};
 use nix::errno::Errno;
@@ -156,7 +156,12 @@ fn run_hooks(
         what: "the state for hooks",
         source,
     })?;
-    Ok(hooks::run(kind, hooks, &state)?)
+    let surroundings = Surroundings {
+        state: &state,
+        directory: &record.bundle,
+        env: &[],
+    };
+    Ok(hooks::run(kind, hooks, &surroundings)?)
 }
 
 /// A running container, as it was asked for and as it is.

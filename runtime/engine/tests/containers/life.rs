@@ -119,7 +119,7 @@ fn a_failing_hook_fails_create() {
         let error = container.create().unwrap_err().to_string();
         assert_eq!(
             error,
-            format!("the {kind} hook /bin/sh failed: exit status: 3")
+            format!("error running {kind} hook #0: /bin/sh: exit status: 3")
         );
         container.assert_gone();
     }
