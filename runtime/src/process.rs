@@ -5,9 +5,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::signal::Signal;
@@ -73,6 +76,22 @@ impl PidFd {
         }
         // SAFETY: the kernel has just given us this descriptor and nobody else has it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Sends the descriptor to who listens at a Unix socket, with a word that says what the process is.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn send(&self, socket: &Path, what: &str) -> io::Result<()> {
+        let stream = engine::with_short_path(socket, |short| UnixStream::connect(short))?;
+        sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[io::IoSlice::new(what.as_bytes())],
+            &[ControlMessage::ScmRights(&[self.0.as_raw_fd()])],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
     }
 
     /// Sends a signal.

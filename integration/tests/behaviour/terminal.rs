@@ -66,7 +66,8 @@ fn foreground_terminal_is_a_terminal(fixture: &Fixture) -> Claim {
     Ok(())
 }
 
-fn receive_master(
+/// The descriptor that comes with a message at a socket.
+pub fn receive_descriptor(
     listener: &UnixListener,
 ) -> Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
     let (socket, _) = listener.accept()?;
@@ -108,7 +109,7 @@ fn console_socket_gets_the_terminal(fixture: &Fixture) -> Claim {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let mut screen = Pseudoterminal::from_master(receive_master(&listener)?);
+    let mut screen = Pseudoterminal::from_master(receive_descriptor(&listener)?);
     ensure!(
         wait_with_limit(&mut child, LIMIT)?.success(),
         "run --detach failed"
@@ -176,7 +177,7 @@ fn window_size_changes_reach_the_workload(fixture: &Fixture) -> Claim {
         .arg(bundle.dir())
         .arg(&id);
     let mut child = command.stdout(Stdio::null()).spawn()?;
-    let mut screen = Pseudoterminal::from_master(receive_master(&listener)?);
+    let mut screen = Pseudoterminal::from_master(receive_descriptor(&listener)?);
     ensure!(
         wait_with_limit(&mut child, LIMIT)?.success(),
         "run --detach failed"

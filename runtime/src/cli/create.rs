@@ -21,6 +21,9 @@ pub(super) struct Options {
     /// File to write the init process's pid to
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
+    /// Unix socket to send a descriptor of the process to
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Do not use pivot_root (for a root on an initramfs)
     #[arg(long)]
     no_pivot: bool,
@@ -161,6 +164,7 @@ impl Options {
             model,
             console,
             pid_file: self.pid_file.as_deref(),
+            pidfd_socket: self.pidfd_socket.as_deref(),
             preserve_fds: self.preserve_fds,
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,

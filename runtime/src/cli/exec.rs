@@ -27,6 +27,9 @@ pub(super) struct ExecArgs {
     /// File to write its pid to
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
+    /// Unix socket to send a descriptor of the process to
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// User id, and group id behind a colon
     #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<UserIds>,
@@ -134,6 +137,7 @@ impl ExecArgs {
             process: &process,
             console,
             pid_file: self.pid_file.as_deref(),
+            pidfd_socket: self.pidfd_socket.as_deref(),
             preserve_fds: self.preserve_fds,
             cgroup: self.cgroup.as_deref(),
             ignore_paused: self.ignore_paused,

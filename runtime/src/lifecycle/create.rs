@@ -9,7 +9,7 @@ use engine::fault;
 use engine::systemd::{Keeper, Scope};
 use oci_spec::runtime::LinuxResources;
 
-use super::{Console, Error, Lifecycle, identify, write_pid_file};
+use super::{Console, Error, Lifecycle, identify, send_pidfd, write_pid_file};
 use crate::bundle::Bundle;
 use crate::clock;
 use crate::id::ContainerId;
@@ -32,6 +32,8 @@ pub struct CreateOptions<'a> {
     pub console: Console<'a>,
     /// Where to write the init process's pid.
     pub pid_file: Option<&'a Path>,
+    /// The Unix socket to send a descriptor of the init process to.
+    pub pidfd_socket: Option<&'a Path>,
     /// How many of our descriptors from 3 on the workload gets.
     pub preserve_fds: u32,
     /// Do not use `pivot_root`.
@@ -176,6 +178,9 @@ impl Lifecycle {
         fault::point("create.terminal-received");
         if let Some(path) = options.pid_file {
             write_pid_file(path, pid)?;
+        }
+        if let Some(socket) = options.pidfd_socket {
+            send_pidfd(socket, pid, "standard")?;
         }
         let phase = images.map_or(Phase::Created, |_| Phase::Running);
         container.update(|record| record.phase = phase)?;

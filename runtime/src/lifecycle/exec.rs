@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Process, Spec};
 
 use super::create::{check_console, listen_at};
-use super::{Console, Error, Lifecycle, write_pid_file};
+use super::{Console, Error, Lifecycle, send_pidfd, write_pid_file};
 use crate::bundle;
 use crate::id::ContainerId;
 use crate::isolation::ExecRequest;
@@ -29,6 +29,8 @@ pub struct ExecOptions<'a> {
     pub console: Console<'a>,
     /// Where to write its pid.
     pub pid_file: Option<&'a Path>,
+    /// The Unix socket to send a descriptor of it to.
+    pub pidfd_socket: Option<&'a Path>,
     /// How many of our descriptors from 3 on it gets.
     pub preserve_fds: u32,
     /// A cgroup below the container's to put it into.
@@ -105,7 +107,7 @@ impl Lifecycle {
             .isolation()
             .exec(&self.target(&record, &dir), &request)?;
         fault::point("exec.model-done");
-        finish(pid, options.pid_file, listener.as_ref()).inspect_err(|_| {
+        finish(pid, options, listener.as_ref()).inspect_err(|_| {
             // Nobody will know of it: it must not go on.
             let _ = PidFd::open(pid).and_then(|process| process.signal(Signal::KILL));
             let _ = waitpid(Pid::from_raw(pid), None);
@@ -115,11 +117,14 @@ impl Lifecycle {
 
 fn finish(
     pid: i32,
-    pid_file: Option<&Path>,
+    options: &ExecOptions<'_>,
     listener: Option<&Listener>,
 ) -> Result<Executed, Error> {
-    if let Some(path) = pid_file {
+    if let Some(path) = options.pid_file {
         write_pid_file(path, pid)?;
+    }
+    if let Some(socket) = options.pidfd_socket {
+        send_pidfd(socket, pid, "setns")?;
     }
     let terminal = listener.map(Listener::receive).transpose();
     let terminal = terminal.map_err(|source| Error::Console {

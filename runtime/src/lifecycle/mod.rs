@@ -37,7 +37,7 @@ use crate::bundle;
 use crate::config::Config;
 use crate::id::ContainerId;
 use crate::isolation::{Isolation, IsolationError, Model, Target};
-use crate::process::ProcessId;
+use crate::process::{PidFd, ProcessId};
 use crate::signal::Signal;
 use crate::state::{LockedContainer, Phase, Record, SAVED_CONFIG, StateError, Status, Store};
 
@@ -477,6 +477,16 @@ fn identify(pid: i32) -> Result<ProcessId, Error> {
     ProcessId::of(pid).map_err(|source| Error::Process {
         operation: "identify",
         pid,
+        source,
+    })
+}
+
+/// Sends a descriptor of a process to a client's socket.
+fn send_pidfd(socket: &Path, pid: i32, what: &str) -> Result<(), Error> {
+    let sent = PidFd::open(pid).and_then(|process| process.send(socket, what));
+    sent.map_err(|source| Error::Path {
+        operation: "send the pidfd to",
+        path: socket.to_owned(),
         source,
     })
 }
