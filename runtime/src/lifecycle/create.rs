@@ -104,6 +104,14 @@ impl Lifecycle {
                 .unwrap_or_default(),
         };
         let mut container = self.store.create(record)?;
+        let record = container.record();
+        tracing::debug!(
+            "{}: creating it as {} from {}, in the cgroup {}",
+            record.id,
+            record.isolation,
+            record.bundle.display(),
+            record.cgroup_path.display()
+        );
         match self.make(&mut container, options, scope, images) {
             Ok(created) => Ok(created),
             Err(error) => {
@@ -192,6 +200,7 @@ impl Lifecycle {
             })?;
         }
         fault::point("create.released");
+        tracing::debug!("{}: created, its first process is {pid}", options.id);
         Ok(Created { pid, terminal })
     }
 

@@ -107,6 +107,7 @@ impl Lifecycle {
             .isolation()
             .exec(&self.target(&record, &dir), &request)?;
         fault::point("exec.model-done");
+        tracing::debug!("{}: started process {pid}", options.id);
         finish(pid, options, listener.as_ref()).inspect_err(|_| {
             // Nobody will know of it: it must not go on.
             let _ = PidFd::open(pid).and_then(|process| process.signal(Signal::KILL));

@@ -141,6 +141,7 @@ fn run_hooks(
     let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else {
         return Ok(());
     };
+    tracing::debug!("{}: running {} {kind} hooks", record.id, hooks.len());
     let state = HookState {
         oci_version: &record.oci_version,
         id: &record.id,
@@ -268,6 +269,7 @@ impl Lifecycle {
         self.change(&mut container, Phase::Running, |isolation, target| {
             isolation.start(target)
         })?;
+        tracing::debug!("{id}: started");
         let hooks = saved_hooks(&container)?;
         let poststart = hooks.as_ref().and_then(|hooks| hooks.poststart().as_ref());
         if let Err(error) = run_hooks(
@@ -297,6 +299,12 @@ impl Lifecycle {
                 id: id.clone(),
             });
         }
+        let whom = if all {
+            "every process"
+        } else {
+            "the first process"
+        };
+        tracing::debug!("{id}: sending {signal} to {whom}");
         let dir = self.store.dir(id);
         Ok(record
             .isolation
@@ -338,6 +346,7 @@ impl Lifecycle {
         fault::point("delete.model-done");
         let record = container.record().clone();
         container.remove()?;
+        tracing::debug!("{id}: deleted");
         let poststop = hooks.as_ref().and_then(|hooks| hooks.poststop().as_ref());
         // The container is gone whatever they do (OCI runtime specification, "Lifecycle").
         if let Err(error) = run_hooks(Kind::Poststop, poststop, &record, Status::Stopped) {
