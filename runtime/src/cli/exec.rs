@@ -220,7 +220,7 @@ fn parse_capability(name: &str) -> Result<Capability, CliError> {
 }
 
 /// The sets with `added` in all but the inheritable one, which stays as it is: what is inheritable there a program
-/// with file capabilities would gain; and the ambient one, which can have nothing that is not inheritable.
+/// with file capabilities would gain. The ambient one, which can have nothing that is not inheritable, gets what is.
 fn with_capabilities(old: Option<&LinuxCapabilities>, added: &Capabilities) -> LinuxCapabilities {
     let union = |set: Option<&Capabilities>| {
         Some(set.into_iter().flatten().chain(added).copied().collect())
@@ -233,6 +233,12 @@ fn with_capabilities(old: Option<&LinuxCapabilities>, added: &Capabilities) -> L
     new.set_bounding(union(old.and_then(|old| old.bounding().as_ref())))
         .set_effective(union(old.and_then(|old| old.effective().as_ref())))
         .set_permitted(union(old.and_then(|old| old.permitted().as_ref())));
+    if let Some(inheritable) = new.inheritable() {
+        let ambient = added.intersection(inheritable).copied();
+        let ambient = ambient.chain(new.ambient().iter().flatten().copied());
+        let ambient = ambient.collect();
+        new.set_ambient(Some(ambient));
+    }
     new
 }
 
@@ -279,5 +285,15 @@ mod tests {
         assert_eq!(sets.effective().as_ref(), Some(&added));
         assert_eq!((sets.inheritable(), sets.ambient()), (&None, &None));
         assert!(parse_capability("CAP_EVERYTHING").is_err());
+    }
+
+    #[test]
+    fn added_capabilities_that_are_inheritable_are_ambient() {
+        let (first, second) = (Capability::NetAdmin, Capability::SysPtrace);
+        let mut old = LinuxCapabilities::default();
+        old.set_inheritable(Some([first].into())).set_ambient(None);
+        let sets = with_capabilities(Some(&old), &[first, second].into());
+        assert_eq!(sets.ambient().as_ref(), Some(&[first].into()));
+        assert_eq!(sets.inheritable().as_ref(), Some(&[first].into()));
     }
 }
