@@ -5,12 +5,13 @@
 
 mod vm;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Box as ConsoleSize, Mount, Spec};
+use oci_spec::runtime::{Box as ConsoleSize, Capabilities, Capability, Mount, Process, Spec};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub use vm::{HwConfig, VmHypervisor, VmImage, VmKernel, VmSection};
@@ -133,6 +134,7 @@ impl Bundle {
         let text = read_config(&dir, &path)?;
         let (mut spec, vm) = parse(&path, &text)?;
         let rootfs = check(&dir, &path, &spec)?;
+        spec.process().iter().for_each(warn_of_ambient);
         make_absolute(&dir, &rootfs, &mut spec);
         Ok(Self {
             dir,
@@ -346,6 +348,9 @@ fn parse(path: &Path, text: &[u8]) -> Result<(Spec, Option<VmSection>), BundleEr
         Some(section) => Some(typed::<VmSection>(path, "vm.", section)?),
     };
     settle_pids(config);
+    if let Some(process) = config.get_mut("process") {
+        settle_process(process);
+    }
     let spec = typed::<Spec>(path, "", value)?;
     Ok((spec, vm))
 }
@@ -376,6 +381,77 @@ fn settle_pids(config: &mut Map<String, Value>) {
             pids.insert("limit".to_owned(), Value::from(-1));
         }
         Some(_) => {}
+    }
+}
+
+/// Reads a process of its own, as `process` in `config.json`.
+///
+/// # Errors
+/// It is no JSON, or a value in it has the wrong type.
+pub fn parse_process(path: &Path, text: &[u8]) -> Result<Process, BundleError> {
+    let mut value = parse_json(path, text)?;
+    settle_process(&mut value);
+    let process = typed(path, "", value)?;
+    warn_of_ambient(&process);
+    Ok(process)
+}
+
+/// Gives a process the ids of root where clients leave them out, and its scheduler flags the names that oci-spec reads.
+/// Names of capabilities that nobody knows go: they may be of a later kernel, and the specification wants a warning.
+fn settle_process(process: &mut Value) {
+    let Some(process) = process.as_object_mut() else {
+        return;
+    };
+    let user = process
+        .entry("user")
+        .or_insert_with(|| Value::Object(Map::new()));
+    if let Some(user) = user.as_object_mut() {
+        for id in ["uid", "gid"] {
+            user.entry(id).or_insert(Value::from(0));
+        }
+    }
+    // oci-spec spells two of them otherwise than the specification.
+    let flags = process
+        .get_mut("scheduler")
+        .and_then(|one| one.get_mut("flags"));
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+    let sets = process.get_mut("capabilities");
+    let mut unknown = BTreeSet::new();
+    for set in sets.and_then(Value::as_object_mut).into_iter().flatten() {
+        let Some(names) = set.1.as_array_mut() else {
+            continue;
+        };
+        names.retain(|name| match name.as_str() {
+            Some(text) if Capability::deserialize(name).is_err() => {
+                unknown.insert(text.to_owned());
+                false
+            }
+            _ => true,
+        });
+    }
+    for name in unknown {
+        tracing::warn!("ignoring the unknown capability {name}");
+    }
+}
+
+/// The kernel gives no ambient capability that is not permitted and inheritable too.
+fn warn_of_ambient(process: &Process) {
+    let Some(sets) = process.capabilities() else {
+        return;
+    };
+    let has = |set: &Option<Capabilities>, one| set.iter().flatten().any(|other| other == one);
+    for one in sets.ambient().iter().flatten() {
+        if !has(sets.permitted(), one) || !has(sets.inheritable(), one) {
+            tracing::warn!(
+                "can't raise ambient capability CAP_{one}: it is not permitted and inheritable too"
+            );
+        }
     }
 }
 
@@ -505,6 +581,19 @@ mod tests {
         assert_eq!(limit("1.3.0", r#"{"limit":0}"#), Some(0));
         assert_eq!(limit("1.2.0", r#"{"limit":7}"#), Some(7));
         assert_eq!(limit("1.3.0", "{}"), None);
+    }
+
+    #[test]
+    fn a_process_may_leave_out_its_user_and_name_capabilities_to_come() {
+        let process = r#"{"cwd":"/","args":["sh"],"user":{"uid":7},
+            "capabilities":{"bounding":["CAP_KILL","CAP_OF_LATER"],"effective":["CAP_OF_LATER"]}}"#;
+        let process = parse_process(Path::new("process.json"), process.as_bytes()).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (7, 0));
+        let sets = process.capabilities().as_ref().unwrap();
+        assert_eq!(sets.bounding(), &Some([Capability::Kill].into()));
+        assert_eq!(sets.effective(), &Some([].into()));
+        let process = parse_process(Path::new("process.json"), br#"{"cwd":"/","args":["sh"]}"#);
+        assert_eq!(process.unwrap().user().uid(), 0);
     }
 
     #[test]

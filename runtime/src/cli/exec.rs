@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
-use super::{CliError, Context, parse_id, read_json};
+use super::{CliError, Context, parse_id, read};
+use crate::bundle;
 use crate::lifecycle::{Console, ExecOptions, Executed, Foreground, console_size};
 use crate::process::PidFd;
 
@@ -113,7 +114,7 @@ impl ExecArgs {
         let lifecycle = &context.lifecycle;
         lifecycle.state(&id)?.isolation.seal()?;
         let mut process = match &self.process {
-            Some(path) => read_json(path, "a process")?,
+            Some(path) => bundle::parse_process(path, &read(path)?)?,
             None => {
                 let spec = lifecycle.spec(&id)?;
                 let process = spec.process().clone();

@@ -378,12 +378,15 @@ fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     what: &'static str,
 ) -> Result<T, CliError> {
-    let text = std::fs::read(path).map_err(|source| CliError::File {
+    parse_json(path, &read(path)?, what)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    std::fs::read(path).map_err(|source| CliError::File {
         operation: "read",
         path: path.to_owned(),
         source,
-    })?;
-    parse_json(path, &text, what)
+    })
 }
 
 fn parse_json<T: serde::de::DeserializeOwned>(
