@@ -1,12 +1,15 @@
 //! `rt exec`: further processes in a running container.
 
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
 use integration::{Claim, Fixture, ensure, ensure_eq};
 use serde_json::json;
 
 use crate::Entry;
+use crate::terminal::receive_descriptor;
 
 pub const CLAIMS: &[Entry] = &[
     ("exec_returns_the_exit_code", exec_returns_the_exit_code),
@@ -34,6 +37,11 @@ pub const CLAIMS: &[Entry] = &[
         exec_in_a_stopped_container_is_refused,
     ),
     ("many_execs_at_once", many_execs_at_once),
+    (
+        "exec_environment_wins_over_the_bundles",
+        exec_environment_wins_over_the_bundles,
+    ),
+    ("exec_sends_a_pidfd", exec_sends_a_pidfd),
 ];
 
 type Running = Result<String, Box<dyn std::error::Error + Send + Sync>>;
@@ -249,5 +257,32 @@ fn many_execs_at_once(fixture: &Fixture) -> Claim {
             "stdout"
         );
     }
+    Ok(())
+}
+
+fn exec_environment_wins_over_the_bundles(fixture: &Fixture) -> Claim {
+    let id = running(fixture)?;
+    let args = ["exec", "--env", "FROM=exec", &id, "/bin/env"];
+    let outcome = fixture.call(&args)?.success()?;
+    let given = outcome.stdout.lines();
+    let given: Vec<_> = given.filter(|line| line.starts_with("FROM=")).collect();
+    ensure_eq!(given, ["FROM=exec"], "the variable that both give");
+    Ok(())
+}
+
+fn exec_sends_a_pidfd(fixture: &Fixture) -> Claim {
+    let id = running(fixture)?;
+    let (socket, file) = (fixture.dir().join("pidfd.sock"), fixture.dir().join("pid"));
+    let listener = UnixListener::bind(&socket)?;
+    let mut command = fixture.rt(&["exec", "--detach", "--pidfd-socket"]);
+    command.arg(&socket).arg("--pid-file").arg(&file);
+    let status = command.args([&id, "/bin/sleep", "1000"]).status()?;
+    ensure!(status.success(), "exec: {status}");
+    let pidfd = receive_descriptor(&listener)?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = about.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let written = fs::read_to_string(&file)?;
+    let process = "the process of the descriptor";
+    ensure_eq!(pid.map(str::trim), Some(written.trim()), "{process}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! This code runs inside the container's namespaces with all rights, until it gives them up. What it reads there
 //! (/etc/passwd, the program's path) is hostile; it never executes or loads anything of it before `execve`.
 
+use std::collections::HashSet;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -328,16 +329,15 @@ fn install(filter: &Filter, socket: &ChildEnd) -> Result<(), Error> {
     }
 }
 
-/// The environment in the order given, with HOME if it has none.
+/// The environment in the order given, each variable once and as it was given last, with HOME if it has none.
 fn complete_env(env: &[String], home: &str) -> Vec<String> {
+    let name = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
     let mut complete: Vec<String> = env.to_vec();
-    let has_home = env.iter().any(|entry| {
-        entry
-            .strip_prefix("HOME=")
-            .is_some_and(|home| !home.is_empty())
-    });
-    if !has_home {
-        complete.retain(|entry| entry != "HOME=");
+    complete.reverse();
+    complete.retain(|entry| seen.insert(name(entry)) && entry != "HOME=");
+    complete.reverse();
+    if !complete.iter().any(|entry| entry.starts_with("HOME=")) {
         complete.push(format!("HOME={home}"));
     }
     complete
@@ -389,7 +389,6 @@ fn find_program(name: &str, env: &[String]) -> Result<CString, Error> {
     }
     let path = env
         .iter()
-        .rev()
         .find_map(|entry| entry.strip_prefix("PATH="))
         .unwrap_or_default();
     let mut denied = None;
@@ -633,6 +632,8 @@ mod tests {
         assert_eq!(complete_env(&env, "/h"), ["HOME=/h"]);
         let env = ["HOME=/mine".to_owned()];
         assert_eq!(complete_env(&env, "/h"), ["HOME=/mine"]);
+        let env = ["A=1", "HOME=/mine", "B=2", "A=", "HOME="].map(str::to_owned);
+        assert_eq!(complete_env(&env, "/h"), ["B=2", "A=", "HOME=/h"]);
     }
 
     #[test]
