@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use caps::Capability;
 use libcontainer::capabilities::CapabilityExt;
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{AccessFlags, Gid, Uid};
 use oci_spec::runtime::{Capabilities, Hook, LinuxCapabilities, PosixRlimit, Process};
 
 use crate::error::{Context, Error};
@@ -415,11 +415,23 @@ fn executable(path: &Path) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EISDIR));
     }
     let any_bit = metadata.permissions().mode() & 0o111 != 0;
-    nix::unistd::eaccess(path, nix::unistd::AccessFlags::X_OK)?;
+    may_execute(path)?;
     if !any_bit || metadata.mode() & libc::S_IFMT != libc::S_IFREG {
         return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     Ok(())
+}
+
+/// Asks the C library first, which takes calls that every filter knows but leaves out what capabilities permit; then the
+/// kernel itself (faccessat2(2)).
+fn may_execute(path: &Path) -> nix::Result<()> {
+    let (mode, flags) = (AccessFlags::X_OK, nix::fcntl::AtFlags::AT_EACCESS);
+    match nix::unistd::eaccess(path, mode) {
+        Err(denied @ nix::errno::Errno::EACCES) => {
+            nix::unistd::faccessat(None, path, mode, flags).map_err(|_| denied)
+        }
+        other => other,
+    }
 }
 
 /// The kernel's words, in lower case and without the number, as users of other runtimes know them.
