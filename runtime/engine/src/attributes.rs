@@ -42,6 +42,22 @@ pub(crate) fn set(process: &Process) -> Result<(), Error> {
     Ok(())
 }
 
+/// Lets this process run on each processor that its cgroup has, whatever those of our caller are, such as a service that
+/// systemd keeps to one of them. The kernel leaves out what there is not and what the cgroup may not use.
+pub fn reset_affinity() {
+    /// Of 8192 processors, the most that Linux can have.
+    const ALL: [u64; 128] = [u64::MAX; 128];
+    // SAFETY: the kernel reads as many bytes as the array has. Where it refuses, our caller's processors have to do.
+    let _ = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            0,
+            size_of_val(&ALL),
+            ALL.as_ptr(),
+        )
+    };
+}
+
 /// ioprio_set(2) of this process: the class in the upper three of sixteen bits, the level in the others.
 fn set_io_priority(class: i64, level: i64) -> io::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;

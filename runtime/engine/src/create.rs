@@ -438,6 +438,7 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
         entrance.pass()?;
     }
     fault::point("first.in-cgroup");
+    attributes::reset_affinity();
     if namespaces.new_user() {
         socket.wait()?;
     }

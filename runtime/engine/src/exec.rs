@@ -215,7 +215,10 @@ fn enter(plan: &Plan<'_>, socket: &ChildEnd) -> Result<Program, Error> {
         plan.entrance.pass()?;
     }
     fault::point("exec.child-in-cgroup");
-    set_affinity(affinity.and_then(|one| one.cpu_affinity_final().as_deref()))?;
+    match affinity {
+        None => attributes::reset_affinity(),
+        Some(affinity) => set_affinity(affinity.cpu_affinity_final().as_deref())?,
+    }
     // With the rights of the host, before they are given up for those of the container.
     limits::set_own_oom_score(process)?;
     limits::set_rlimits(process)?;

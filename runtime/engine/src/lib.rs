@@ -45,6 +45,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, Process, Spec};
 
+pub use attributes::reset_affinity;
 pub use cgroup::Cgroup;
 pub use create::prepare_host;
 pub use error::Error;

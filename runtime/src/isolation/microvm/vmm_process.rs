@@ -377,6 +377,7 @@ fn take_place(orders: &Orders) -> Result<SignalFd, VmmError> {
     fault::point("vmm.bound-to-creator");
     Cgroup::new(&orders.cgroup)?.enter()?;
     fault::point("vmm.in-cgroup");
+    engine::reset_affinity();
     setsid().map_err(errno("start a session"))?;
     let signals = catch_signals().map_err(io_error("catch signals"))?;
     raise_descriptor_limit()?;
