@@ -30,6 +30,14 @@ pub const CLAIMS: &[Entry] = &[
         "hook_that_takes_too_long_is_killed",
         hook_that_takes_too_long_is_killed,
     ),
+    (
+        "host_hooks_run_in_the_bundles_directory",
+        host_hooks_run_in_the_bundles_directory,
+    ),
+    (
+        "start_container_hook_has_the_workloads_filter",
+        start_container_hook_has_the_workloads_filter,
+    ),
 ];
 
 /// A hook that runs a script in the host's static busybox.
@@ -172,5 +180,43 @@ fn hook_that_takes_too_long_is_killed(fixture: &Fixture) -> Claim {
         "reason: {:?}",
         outcome.stderr
     );
+    Ok(())
+}
+
+fn host_hooks_run_in_the_bundles_directory(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let kinds = ["prestart", "createRuntime", "poststart", "poststop"];
+    for kind in kinds {
+        bundle.spec["hooks"][kind] = json!([hook(&format!("busybox touch made-by-{kind}"))]);
+    }
+    fixture.run(&bundle)?.success()?;
+    for kind in kinds {
+        let made = bundle.dir().join(format!("made-by-{kind}"));
+        ensure!(made.exists(), "{kind} ran somewhere else");
+    }
+    Ok(())
+}
+
+fn start_container_hook_has_the_workloads_filter(fixture: &Fixture) -> Claim {
+    for no_new_privileges in [true, false] {
+        let mut bundle = fixture.bundle()?;
+        bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        bundle.spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+        });
+        bundle.spec["hooks"] = json!({"startContainer": [
+            {"path": "/bin/mkdir", "args": ["mkdir", "/tmp/made-by-hook"]}
+        ]});
+        bundle.args(&["/bin/echo", "ran"]);
+        let outcome = fixture.run(&bundle)?;
+        let what = format!("noNewPrivileges {no_new_privileges}: {outcome:?}");
+        ensure!(
+            outcome.code() != 0 && !outcome.stdout.contains("ran"),
+            "{what}"
+        );
+        let reason = "error running startContainer hook #0";
+        ensure!(outcome.stderr.contains(reason), "{what}");
+    }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The workload's process: how it ends, and what it is given.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use integration::{Claim, Fixture, ensure, ensure_eq, wait_with_limit};
@@ -39,6 +41,22 @@ pub const CLAIMS: &[Entry] = &[
     (
         "ignored_signals_are_not_inherited",
         ignored_signals_are_not_inherited,
+    ),
+    (
+        "each_variable_is_given_once_and_as_said_last",
+        each_variable_is_given_once_and_as_said_last,
+    ),
+    (
+        "program_that_cannot_be_executed_is_told",
+        program_that_cannot_be_executed_is_told,
+    ),
+    (
+        "capability_that_nobody_knows_is_left_out_with_a_warning",
+        capability_that_nobody_knows_is_left_out_with_a_warning,
+    ),
+    (
+        "processors_of_the_caller_are_not_the_workloads",
+        processors_of_the_caller_are_not_the_workloads,
     ),
 ];
 
@@ -212,5 +230,81 @@ fn ignored_signals_are_not_inherited(fixture: &Fixture) -> Claim {
         let mask = line.split_whitespace().nth(1).unwrap_or_default();
         ensure_eq!(u64::from_str_radix(mask, 16)?, 0, "{line}");
     }
+    Ok(())
+}
+
+fn each_variable_is_given_once_and_as_said_last(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.spec["process"]["env"] = json!([
+        "PATH=/nowhere",
+        "HOME=/var",
+        "TWICE=1",
+        "PATH=/bin",
+        "TWICE="
+    ]);
+    bundle.args(&["env"]);
+    let outcome = fixture.run(&bundle)?.success()?;
+    let mut lines: Vec<_> = outcome.stdout.lines().collect();
+    lines.sort_unstable();
+    ensure_eq!(lines, ["HOME=/var", "PATH=/bin", "TWICE="], "environment");
+    Ok(())
+}
+
+fn program_that_cannot_be_executed_is_told(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let script = bundle.in_rootfs("bin/script");
+    std::fs::write(&script, "#!/no/such/interpreter\n")?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    bundle.args(&["/bin/script"]);
+    let outcome = fixture.run(&bundle)?;
+    ensure_eq!(outcome.status.code(), Some(127), "exit code");
+    let reason = "exec /bin/script: no such file or directory";
+    ensure!(
+        outcome.stderr.contains(reason),
+        "reason: {:?}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+fn capability_that_nobody_knows_is_left_out_with_a_warning(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    let sets = json!(["CAP_KILL", "CAP_OF_A_LATER_KERNEL"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({"bounding": sets, "effective": sets, "permitted": sets});
+    bundle.args(&["/bin/grep", "^CapEff", "/proc/self/status"]);
+    let outcome = fixture.run(&bundle)?.success()?;
+    ensure_eq!(
+        outcome.stdout,
+        "CapEff:\t0000000000000020\n",
+        "capabilities"
+    );
+    ensure!(
+        outcome.stderr.contains("CAP_OF_A_LATER_KERNEL"),
+        "warning: {:?}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+fn processors_of_the_caller_are_not_the_workloads(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.args(&["/bin/grep", "^Cpus_allowed_list", "/proc/self/status"]);
+    let usual = fixture.run(&bundle)?.success()?.stdout;
+    let mut command = fixture.rt(&["run", "--bundle"]);
+    command.arg(bundle.dir()).arg(fixture.id("bound"));
+    let mut first = nix::sched::CpuSet::new();
+    first.set(0)?;
+    // SAFETY: between fork and exec it makes one system call, with memory that was there before.
+    unsafe {
+        command.pre_exec(move || {
+            Ok(nix::sched::sched_setaffinity(
+                nix::unistd::Pid::from_raw(0),
+                &first,
+            )?)
+        });
+    }
+    let bound = integration::finish(&mut command, None)?.success()?.stdout;
+    ensure_eq!(bound, usual, "processors");
     Ok(())
 }

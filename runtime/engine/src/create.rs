@@ -12,6 +12,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
@@ -474,12 +475,41 @@ fn become_workload(plan: Plan<'_>, socket: &ChildEnd) -> Result<Failure, Error> 
     attributes::set_umask(process);
     close_on_exec_from(plan.preserve_fds.saturating_add(3))?;
     fault::point("first.before-rights");
+    end_when_asked()?;
     let program = workload.prepare(socket)?;
     socket.send(&Message::Ready);
     socket.wait_for_release()?;
     wait_for_start(start)?;
-    workload.run_start_hooks(&program)?;
-    Ok(workload.become_program(&program))
+    let failure = match workload.confine() {
+        Ok(()) => match workload.run_start_hooks(&program) {
+            Ok(()) => workload.become_program(&program),
+            Err(error) => error.into(),
+        },
+        Err(failure) => failure,
+    };
+    // Whoever made the container has gone; the workload's error stream is what is left.
+    let _ = writeln!(std::io::stderr(), "{}", failure.text());
+    Ok(failure)
+}
+
+/// Has a container that waits for its start end by a signal that asks it to: the kernel spares the first process of a pid
+/// namespace those that have no handler.
+fn end_when_asked() -> Result<(), Error> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: it ends the process and does nothing else, as a handler may.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ] {
+        // SAFETY: the handler calls nothing that another call of this process could be in the middle of.
+        unsafe { sigaction(signal, &action) }.context(|| format!("cannot handle {signal}"))?;
+    }
+    Ok(())
 }
 
 /// Waits for the byte that [`start`] sends. It needs no other system call than read(2): a filter may be in force.

@@ -202,7 +202,10 @@ const BY_HELPER: CloneFlags = CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_
 fn new_process(plan: &Plan<'_>, socket: &ChildEnd) -> Failure {
     match enter(plan, socket) {
         Err(error) => error.into(),
-        Ok(program) => plan.workload.become_program(&program),
+        Ok(program) => match plan.workload.confine() {
+            Ok(()) => plan.workload.become_program(&program),
+            Err(failure) => failure,
+        },
     }
 }
 

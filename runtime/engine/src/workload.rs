@@ -169,6 +169,19 @@ impl Workload {
         Ok(Program { path, env })
     }
 
+    /// Gives up the last rights, as late as can be. What runs from here on is of the container.
+    pub(crate) fn confine(&self) -> Result<(), Failure> {
+        reset_signals();
+        if self.no_new_privileges
+            && let Some(filter) = self.seccomp.as_ref().filter(|filter| !filter.notifies())
+        {
+            filter.install().map_err(|error| {
+                Failure::Setup(format!("cannot install linux.seccomp: {error}"))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Becomes the program. It returns only to say why it could not.
     pub(crate) fn become_program(&self, program: &Program) -> Failure {
         match self.execute(program) {
@@ -184,17 +197,9 @@ impl Workload {
             .map(|one| CString::new(one.as_str()))
             .collect::<Result<_, _>>()
             .map_err(|_| Failure::Setup("process.args contains NUL".to_owned()))?;
-        reset_signals();
-        if self.no_new_privileges
-            && let Some(filter) = self.seccomp.as_ref().filter(|filter| !filter.notifies())
-        {
-            filter.install().map_err(|error| {
-                Failure::Setup(format!("cannot install linux.seccomp: {error}"))
-            })?;
-        }
         let Err(error) = nix::unistd::execve(&program.path, &args, &program.env);
         let name = self.args.first().map_or("", String::as_str);
-        let text = format!("exec: {name:?}: {}", describe(error.into()));
+        let text = format!("exec {name}: {}", describe(error.into()));
         Err(match error {
             nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR => Failure::NotFound(text),
             _ => Failure::NotExecutable(text),
