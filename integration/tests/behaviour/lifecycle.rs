@@ -53,6 +53,14 @@ pub const CLAIMS: &[Entry] = &[
         "features_is_json_with_the_spec_versions",
         features_is_json_with_the_spec_versions,
     ),
+    (
+        "killing_ends_all_processes_also_without_a_pid_namespace",
+        killing_ends_all_processes_also_without_a_pid_namespace,
+    ),
+    (
+        "container_that_waits_for_its_start_ends_when_asked",
+        container_that_waits_for_its_start_ends_when_asked,
+    ),
 ];
 
 /// Creates a container whose stdio goes to the log file of its id.
@@ -454,4 +462,52 @@ pub fn console_socket(fixture: &Fixture) -> std::io::Result<(std::path::PathBuf,
     let path = fixture.dir().join("console.sock");
     let listener = UnixListener::bind(&path)?;
     Ok((path, listener))
+}
+
+fn killing_ends_all_processes_also_without_a_pid_namespace(fixture: &Fixture) -> Claim {
+    // A machine ends with the first process.
+    let cases: &[bool] = match fixture.model() {
+        Model::Container => &[false, true],
+        Model::Microvm => &[false],
+    };
+    for &first_is_gone in cases {
+        let mut bundle = fixture.bundle()?;
+        bundle
+            .without_namespace("pid")
+            .script("sleep 1000 & sleep 1000 & echo up; read -r line < /wait");
+        nix::unistd::mkfifo(&bundle.in_rootfs("wait"), nix::sys::stat::Mode::S_IRWXU)?;
+        let id = fixture.id(if first_is_gone { "left" } else { "kill-all" });
+        fixture.start_detached(&bundle, &id)?;
+        wait_for_log(fixture, &id, "up")?;
+        let listed = fixture.call(&["ps", "--format", "json", &id])?.success()?;
+        let pids: Vec<i32> = serde_json::from_str(&listed.stdout)?;
+        ensure!(pids.len() > 2, "processes: {pids:?}");
+        if first_is_gone {
+            fs::write(bundle.in_rootfs("wait"), "go\n")?;
+            fixture.wait_for_end(&id)?;
+        }
+        fixture.call(&["kill", &id, "KILL"])?.success()?;
+        fixture.wait_for_end(&id)?;
+        if fixture.model() == Model::Container {
+            for pid in pids {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                // One that nobody has reaped yet has ended too.
+                let left = !stat.is_empty() && !stat.contains(") Z ");
+                ensure!(!left, "process {pid} is left: {stat}");
+            }
+        }
+        fixture.call(&["delete", &id])?.success()?;
+    }
+    Ok(())
+}
+
+fn container_that_waits_for_its_start_ends_when_asked(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.args(&["/bin/true"]);
+    let id = fixture.id("term");
+    create(fixture, &bundle, &id)?;
+    fixture.call(&["kill", &id, "TERM"])?.success()?;
+    fixture.wait_for_end(&id)?;
+    fixture.call(&["delete", &id])?.success()?;
+    Ok(())
 }

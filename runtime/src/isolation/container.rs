@@ -12,7 +12,7 @@ use engine::observation::Observation;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 
 use super::criu::{self, CriuError};
 use super::{
@@ -77,6 +77,24 @@ fn stdio(console_socket: Option<&std::path::Path>) -> Stdio {
 fn root_of(spec: &Spec) -> PathBuf {
     let root = spec.root().as_ref();
     root.map(|root| root.path().clone()).unwrap_or_default()
+}
+
+/// Whether the container's first process began its pid namespace, so that all in it end with it.
+fn has_own_pid_namespace(container: &Target<'_>) -> Result<bool, IsolationError> {
+    let (spec, _) =
+        bundle::load_config(&container.dir.join(SAVED_CONFIG)).map_err(IsolationError::failed)?;
+    let linux = spec.linux().as_ref();
+    let mut namespaces = linux
+        .and_then(|linux| linux.namespaces().as_ref())
+        .into_iter()
+        .flatten();
+    Ok(namespaces.any(|one| {
+        let joined = one
+            .path()
+            .as_ref()
+            .is_some_and(|path| !path.as_os_str().is_empty());
+        one.typ() == LinuxNamespaceType::Pid && !joined
+    }))
 }
 
 /// Sends a signal to a process; that it is gone is an error of its own.
@@ -160,13 +178,21 @@ impl Isolation for ContainerModel {
         signal: Signal,
         all: bool,
     ) -> Result<(), IsolationError> {
-        if !all {
-            return signal_process(container.pid.ok_or(IsolationError::NotRunning)?, signal);
+        let cgroup = cgroup_of(container)?;
+        let is_kill = signal == Signal::KILL;
+        // The end of a first process that began no pid namespace ends nobody else.
+        if is_kill && (all || !has_own_pid_namespace(container)?) {
+            return cgroup.kill_all().map_err(IsolationError::failed);
         }
-        for pid in cgroup_of(container)?
-            .pids()
-            .map_err(IsolationError::failed)?
-        {
+        if !all {
+            signal_process(container.pid.ok_or(IsolationError::NotRunning)?, signal)?;
+            if is_kill && cgroup.is_frozen() {
+                // Version 1 has it end only then.
+                cgroup.thaw().map_err(IsolationError::failed)?;
+            }
+            return Ok(());
+        }
+        for pid in cgroup.pids().map_err(IsolationError::failed)? {
             match signal_process(pid.as_raw(), signal) {
                 // It ended since the list was read.
                 Err(IsolationError::NotRunning) | Ok(()) => {}

@@ -293,7 +293,12 @@ impl Lifecycle {
     pub fn kill(&self, id: &ContainerId, signal: Signal, all: bool) -> Result<(), Error> {
         // Without the lock, so that a hook or another `start` that hangs can be ended.
         let record = self.load(id)?;
-        if !record.status().may_be_killed() && !all {
+        let dir = self.store.dir(id);
+        let (isolation, target) = (record.isolation.isolation(), self.target(&record, &dir));
+        let lives = record.status().may_be_killed();
+        // Where the first process began no pid namespace, others may have outlived it.
+        let all = all || !lives && signal == Signal::KILL && has_processes(isolation, &target);
+        if !lives && !all {
             return Err(Error::Status {
                 problem: "container not running",
                 id: id.clone(),
@@ -305,11 +310,7 @@ impl Lifecycle {
             "the first process"
         };
         tracing::debug!("{id}: sending {signal} to {whom}");
-        let dir = self.store.dir(id);
-        Ok(record
-            .isolation
-            .isolation()
-            .kill(&self.target(&record, &dir), signal, all)?)
+        Ok(isolation.kill(&target, signal, all)?)
     }
 
     /// Removes a container that has ended or was never started; with `force` any container, also one whose record is
@@ -479,6 +480,10 @@ impl Lifecycle {
 fn saved_hooks(container: &LockedContainer) -> Result<Option<oci_spec::runtime::Hooks>, Error> {
     let (spec, _) = bundle::load_config(&container.dir().join(SAVED_CONFIG))?;
     Ok(spec.hooks().clone())
+}
+
+fn has_processes(isolation: &dyn Isolation, target: &Target<'_>) -> bool {
+    isolation.processes(target).is_ok_and(|all| !all.is_empty())
 }
 
 /// The process that `create` or `exec` of a model returned, told apart from later ones.
