@@ -122,11 +122,15 @@ impl Cable {
     /// # Errors
     /// What it said.
     pub fn output_inside(&self, command: &[&str]) -> io::Result<String> {
-        let inside = self.inside();
-        let mut all = Command::new("ip");
-        all.args(["netns", "exec", &inside]).args(command);
-        let outcome = finish(&mut all, None)?.success();
-        Ok(outcome.map_err(io::Error::other)?.stdout)
+        output_in(&self.inside(), command)
+    }
+
+    /// What a command in the namespace outside writes, that being on this host.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn output_outside(&self, command: &[&str]) -> io::Result<String> {
+        output_in(&self.outside(), command)
     }
 
     fn ip(&self, arguments: &[&str]) -> io::Result<()> {
@@ -148,6 +152,13 @@ impl Cable {
             Ok(f())
         }))
     }
+}
+
+fn output_in(namespace: &str, command: &[&str]) -> io::Result<String> {
+    let mut all = Command::new("ip");
+    all.args(["netns", "exec", namespace]).args(command);
+    let outcome = finish(&mut all, None)?.success();
+    Ok(outcome.map_err(io::Error::other)?.stdout)
 }
 
 impl Drop for Cable {

@@ -18,6 +18,10 @@ pub const CLAIMS: &[Entry] = &[
     ("the_given_network_is_joined", the_given_network_is_joined),
     ("a_server_inside_is_reached", a_server_inside_is_reached),
     ("a_server_outside_is_reached", a_server_outside_is_reached),
+    (
+        "a_limit_on_the_interfaces_rate_holds",
+        a_limit_on_the_interfaces_rate_holds,
+    ),
     ("a_hook_brings_the_network", a_hook_brings_the_network),
     (
         "network_devices_of_the_bundle_move_in",
@@ -198,6 +202,36 @@ fn a_server_outside_is_reached(fixture: &Fixture) -> Claim {
         outcome.stdout.trim(),
         sent.to_string(),
         "bytes to the container"
+    );
+    Ok(())
+}
+
+/// As CNI's `bandwidth` plugin sets one: a queue of the interface's other end, through which all must go that arrives.
+fn a_limit_on_the_interfaces_rate_holds(fixture: &Fixture) -> Claim {
+    let Some(cable) = cable(fixture)? else {
+        return Ok(());
+    };
+    let peer = ["dev", "peer-eth0"];
+    let limit = ["rate", "400mbit", "burst", "1mb", "latency", "400ms"];
+    let add = [&["tc", "qdisc", "add"], &peer[..], &["root", "tbf"], &limit].concat();
+    if let Err(reason) = cable.output_outside(&add) {
+        println!("skipped: no token bucket filter (sch_tbf) here: {reason}");
+        return Ok(());
+    }
+    let mut bundle = bundle_in(fixture, &cable)?;
+    bundle.script("nc 10.99.0.1 9001 < /dev/null | wc -c");
+    let server = cable.outside_of(|| -> io::Result<()> {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9001))?;
+        listener.accept()?.0.write_all(&bytes(2_000_000))
+    })?;
+    let outcome = fixture.run(&bundle)?.success()?;
+    server.join().map_err(|_| "the server panicked")???;
+    ensure_eq!(outcome.stdout, "2000000\n", "bytes to the container");
+    let show = [&["tc", "-s", "-j", "qdisc", "show"], &peer[..]].concat();
+    let queues: serde_json::Value = serde_json::from_str(&cable.output_outside(&show)?)?;
+    ensure!(
+        queues[0]["kind"] == "tbf" && queues[0]["bytes"].as_u64() >= Some(2_000_000),
+        "they did not go through the limit: {queues}"
     );
     Ok(())
 }
