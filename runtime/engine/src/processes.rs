@@ -73,6 +73,14 @@ pub fn start_time(pid: Pid) -> Option<u64> {
     (!matches!(stat.state, 'Z' | 'X')).then_some(stat.start)
 }
 
+/// Whether a process still runs the program of who made it: it was cloned, and has executed none since.
+pub(crate) fn has_executed_none(pid: Pid) -> bool {
+    const PF_FORKNOEXEC: u32 = 0x40;
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat);
+    parse(&stat).is_some_and(|stat| stat.flags & PF_FORKNOEXEC != 0)
+}
+
 fn effective_uid(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
@@ -92,6 +100,8 @@ struct Stat<'a> {
     state: char,
     parent: i32,
     terminal: u32,
+    /// `PF_*` of `linux/sched.h`.
+    flags: u32,
     cpu_ticks: u64,
     /// When it began, in clock ticks after the system's boot; with the pid it names a process for ever.
     start: u64,
@@ -108,6 +118,7 @@ fn parse(stat: &str) -> Option<Stat<'_>> {
         state: field(3)?.chars().next()?,
         parent: field(4)?.parse().ok()?,
         terminal: field(7)?.parse().ok()?,
+        flags: field(9)?.parse().ok()?,
         cpu_ticks: field(14)?
             .parse::<u64>()
             .ok()?
@@ -152,11 +163,11 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = "7 (a) b (c) S 1 7 7 34816 7 0 0 0 0 0 11 22 0 0 20 0 1 0 4242 0 0";
+        let stat = "7 (a) b (c) S 1 7 7 34816 7 64 0 0 0 0 11 22 0 0 20 0 1 0 4242 0 0";
         let stat = parse(stat).unwrap();
         assert_eq!(stat.name, "a) b (c");
         assert_eq!((stat.parent, stat.state, stat.terminal), (1, 'S', 34816));
-        assert_eq!((stat.cpu_ticks, stat.start), (33, 4242));
+        assert_eq!((stat.flags, stat.cpu_ticks, stat.start), (64, 33, 4242));
     }
 
     #[test]
@@ -176,6 +187,23 @@ mod tests {
             + Duration::from_secs(1)
             + Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap());
         assert!(info.started > clock.boot && info.started < latest);
+    }
+
+    #[test]
+    fn a_child_runs_our_program_until_it_executes_another() {
+        assert!(!has_executed_none(Pid::this()));
+        // SAFETY: the child calls pause(2) and nothing else.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => loop {
+                nix::unistd::pause();
+            },
+            nix::unistd::ForkResult::Parent { child } => {
+                let has = has_executed_none(child);
+                nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+                nix::sys::wait::waitpid(child, None).unwrap();
+                assert!(has);
+            }
+        }
     }
 
     #[test]

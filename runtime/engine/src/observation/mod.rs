@@ -21,6 +21,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -29,6 +30,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error};
 use descriptors::{Container, Extent};
 pub use objects::{Needs, needs};
+
+/// How long a container that is observed may take to run its program.
+const PROGRAM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many bytes of a file are read.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -259,6 +263,18 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 
+/// Waits until the first process of a container runs its program. It does so a moment after the start; until then what is
+/// to confine the program need not be in force. One that is not started yet is looked at as it is.
+fn wait_for_program(pid: Pid) {
+    let end = Instant::now() + PROGRAM_PATIENCE;
+    let mut pause = Duration::from_micros(100);
+    // execve(2) is told to nobody but a tracer.
+    while crate::processes::has_executed_none(pid) && Instant::now() < end {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
 /// Looks at the process `pid`. `members`: the processes that are of the same container; without any it is the process
 /// alone that is looked at. `spec` is what it was made from, if that is known: what is at the paths that it names is then
 /// told too.
@@ -266,6 +282,7 @@ pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 /// # Errors
 /// The process is not there, or its files cannot be read by this user.
 pub fn observe(pid: Pid, members: &[Pid], spec: Option<&Spec>) -> Result<Observation, Error> {
+    wait_for_program(pid);
     let file = |name: &str| format!("/proc/{pid}/{name}");
     let text = |name: &str| {
         let path = file(name);
