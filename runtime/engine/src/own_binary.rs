@@ -2,9 +2,13 @@
 //!
 //! A process that enters a container shows its executable there: by `/proc/PID/exe`, and by `/proc/self/exe`, which the
 //! container's program or its interpreter may be a link to. Who has it open can write to it as soon as nobody executes
-//! it any more (CVE-2019-5736). So the runtime executes itself anew, from a read-only mount of this one file that is in
-//! no namespace: what is opened through it is refused for writing, whatever rights the container has, and no container
-//! can change a mount that is not in its own namespace.
+//! it any more (CVE-2019-5736). So the runtime executes itself anew, through a read-only mount that is in no namespace:
+//! what is opened through it is refused for writing, whatever rights the container has, and no container can change a
+//! mount that is not in its own namespace.
+//!
+//! What is mounted depends on how long the process stays ([`Stay`]). To be refused is not enough for a command: by the time
+//! that open(2) finds the mount read-only it has the inode's write access, and for that moment nobody can execute it. A
+//! container that tried for ever would have other calls of the runtime fail with ETXTBSY. An overlay has inodes of its own.
 //!
 //! What is left: the binary can be read, and mapped where it is executed. A container that was given the host's devices
 //! or mounts needs no such way.
