@@ -79,11 +79,11 @@ impl Service {
 
     /// Forgets the pod, and removes its files.
     fn leave_pod(&self) {
-        let mut state = self.tasks.lock();
-        if let Some(Err(failure)) = state.leave_pod().map(|pod| pod.files.remove()) {
+        let pod = self.tasks.lock().leave_pod();
+        if let Some(Err(failure)) = pod.map(|pod| pod.files.remove()) {
             tracing::warn!("{failure}");
         }
-        self.end_if_over(&state);
+        self.end_if_over(&self.tasks.lock());
     }
 
     /// The pod, if its sandbox has this id.
