@@ -66,20 +66,12 @@ impl VirtioDevice for Balloon {
         let Some(queue) = self.queue.as_mut().filter(|_| queue == REPORTING_QUEUE) else {
             return;
         };
-        let ram = std::sync::Arc::clone(queue.memory());
-        // One round at most, so that a driver that keeps adding does not keep the thread.
-        for _ in 0..QUEUE_SIZES[REPORTING_QUEUE] {
-            let Some(chain) = queue.pop() else {
-                break;
-            };
-            for block in chain.writable(&ram, 0, chain.writable_len()) {
+        queue.serve(|ram, chain| {
+            for block in chain.writable(ram, 0, chain.writable_len()) {
                 memory::give_back(&block);
             }
-            queue.complete(chain, 0);
-        }
-        // The driver's next notification is due when it adds the next chain.
-        queue.enable_notification();
-        queue.signal_used();
+            0
+        });
     }
 
     fn reset(&mut self) {

@@ -331,18 +331,7 @@ impl VirtioDevice for Mem {
         let Some(mut queue) = self.queue.take() else {
             return;
         };
-        let ram = Arc::clone(queue.memory());
-        // One round at most, so that a driver that keeps adding does not keep the thread.
-        for _ in 0..QUEUE_SIZES[0] {
-            let Some(chain) = queue.pop() else {
-                break;
-            };
-            let length = self.answer(&ram, &chain);
-            queue.complete(chain, length);
-        }
-        // The driver's next notification is due when it adds the next chain.
-        queue.enable_notification();
-        queue.signal_used();
+        queue.serve(|ram, chain| self.answer(ram, chain));
         self.queue = Some(queue);
     }
 

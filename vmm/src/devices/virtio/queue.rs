@@ -218,6 +218,22 @@ impl VirtQueue {
         None
     }
 
+    /// Serves what the driver has made available, for a device without a thread; `serve` says how much it wrote to a chain.
+    pub(super) fn serve(&mut self, mut serve: impl FnMut(&GuestRam, &Chain) -> usize) {
+        let memory = Arc::clone(&self.memory);
+        // One round at most, so that a driver that keeps adding does not keep the thread.
+        for _ in 0..self.queue.max_size() {
+            let Some(chain) = self.pop() else {
+                break;
+            };
+            let length = serve(&memory, &chain);
+            self.complete(chain, length);
+        }
+        // The driver's next notification is due when it adds the next chain.
+        self.enable_notification();
+        self.signal_used();
+    }
+
     /// The next chain as the library parses it: with no bound on the number of buffers other than
     /// the size of the descriptor table.
     pub fn pop_descriptors(&mut self) -> Option<DescriptorChain<Arc<GuestRam>>> {

@@ -57,24 +57,15 @@ impl VirtioDevice for Rng {
         let Some(queue) = &mut self.queue else {
             return;
         };
-        let memory = std::sync::Arc::clone(queue.memory());
-        // One round at most, so that a driver that keeps adding does not keep the thread.
-        for _ in 0..QUEUE_SIZES[0] {
-            let Some(chain) = queue.pop() else {
-                break;
-            };
+        queue.serve(|memory, chain| {
             let filled = chain
-                .writable(&memory, 0, MAX_REQUEST)
+                .writable(memory, 0, MAX_REQUEST)
                 .try_fold(0, |done, slice| Ok::<_, io::Error>(done + fill(&slice)?));
-            let filled = filled.unwrap_or_else(|error| {
+            filled.unwrap_or_else(|error| {
                 tracing::error!(%error, "getrandom");
                 0
-            });
-            queue.complete(chain, filled);
-        }
-        // The driver's next notification is due when it adds the next chain.
-        queue.enable_notification();
-        queue.signal_used();
+            })
+        });
     }
 
     fn reset(&mut self) {
