@@ -16,7 +16,7 @@ use std::process::exit;
 use engine::systemd;
 use nix::sys::signal::{SigHandler, Signal as NixSignal, signal};
 use nix::unistd::{ForkResult, dup2, fork};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process};
 use runtime::bundle::Bundle;
 use runtime::config::Config;
 use runtime::id::ContainerId;
@@ -206,7 +206,7 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(Done, Option<Ow
             // containerd names scopes when the kubelet names slices, whatever its options for us say.
             let systemd_cgroup =
                 request.options.systemd_cgroup || cgroups_path.is_some_and(systemd::names_a_scope);
-            let shares_pids = shares_pids(bundle.spec());
+            let shares_pids = !engine::begins_pid_namespace(bundle.spec());
             let created = lifecycle.create(CreateOptions {
                 id,
                 console: console(terminal),
@@ -251,18 +251,6 @@ fn carry_out(request: &Request, model: Option<Model>) -> Result<(Done, Option<Ow
         Operation::Checkpoint { images } => lifecycle.checkpoint(id, images)?,
     }
     Ok((Done::default(), None))
-}
-
-/// Whether other processes of the container may outlive its first one.
-fn shares_pids(spec: &Spec) -> bool {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    !namespaces
-        .into_iter()
-        .flatten()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
 }
 
 fn console(terminal: Option<bool>) -> Console<'static> {

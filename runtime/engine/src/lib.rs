@@ -58,7 +58,7 @@ pub use seccomp::{
     AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, compile as compile_seccomp, name as syscall_name,
     numbers as syscall_numbers,
 };
-pub use spec::validate;
+pub use spec::{begins_pid_namespace, validate};
 pub use stdio::{Stdio, with_short_path};
 pub use workload::loopback_up;
 

@@ -270,6 +270,11 @@ pub(crate) fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxN
         .find(|namespace| namespace.typ() == kind)
 }
 
+/// Whether the container's first process begins its pid namespace, so that all in it end with it.
+pub fn begins_pid_namespace(spec: &Spec) -> bool {
+    namespace(spec, LinuxNamespaceType::Pid).is_some_and(|one| path_of(one).is_none())
+}
+
 /// An empty path is what Go clients write for none.
 pub(crate) fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
     namespace

@@ -12,7 +12,7 @@ use engine::observation::Observation;
 use engine::{CreateRequest, Engine, ProcessInfo, Stdio};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::criu::{self, CriuError};
 use super::{
@@ -79,22 +79,11 @@ fn root_of(spec: &Spec) -> PathBuf {
     root.map(|root| root.path().clone()).unwrap_or_default()
 }
 
-/// Whether the container's first process began its pid namespace, so that all in it end with it.
-fn has_own_pid_namespace(container: &Target<'_>) -> Result<bool, IsolationError> {
-    let (spec, _) =
-        bundle::load_config(&container.dir.join(SAVED_CONFIG)).map_err(IsolationError::failed)?;
-    let linux = spec.linux().as_ref();
-    let mut namespaces = linux
-        .and_then(|linux| linux.namespaces().as_ref())
-        .into_iter()
-        .flatten();
-    Ok(namespaces.any(|one| {
-        let joined = one
-            .path()
-            .as_ref()
-            .is_some_and(|path| !path.as_os_str().is_empty());
-        one.typ() == LinuxNamespaceType::Pid && !joined
-    }))
+/// Whether the container's first process began its pid namespace.
+fn began_pid_namespace(container: &Target<'_>) -> Result<bool, IsolationError> {
+    let config = bundle::load_config(&container.dir.join(SAVED_CONFIG));
+    let (spec, _) = config.map_err(IsolationError::failed)?;
+    Ok(engine::begins_pid_namespace(&spec))
 }
 
 /// Sends a signal to a process; that it is gone is an error of its own.
@@ -181,7 +170,7 @@ impl Isolation for ContainerModel {
         let cgroup = cgroup_of(container)?;
         let is_kill = signal == Signal::KILL;
         // The end of a first process that began no pid namespace ends nobody else.
-        if is_kill && (all || !has_own_pid_namespace(container)?) {
+        if is_kill && (all || !began_pid_namespace(container)?) {
             return cgroup.kill_all().map_err(IsolationError::failed);
         }
         if !all {

@@ -28,6 +28,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error};
+use crate::spec::{namespace, path_of};
 use descriptors::{Container, Extent};
 pub use objects::{Needs, needs};
 
@@ -415,10 +416,7 @@ pub fn companions(pid: Pid) -> (Vec<Pid>, Result<(), String>) {
 
 /// Whether a container is to be among the processes of others.
 fn joins_processes(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    let listed = linux.and_then(|linux| linux.namespaces().as_ref());
-    let mut listed = listed.into_iter().flatten();
-    listed.any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some())
+    namespace(spec, LinuxNamespaceType::Pid).is_some_and(|one| path_of(one).is_some())
 }
 
 /// Whether a text that was read did not come to the bound.
