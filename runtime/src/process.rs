@@ -10,7 +10,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::signal::Signal;
@@ -84,14 +83,7 @@ impl PidFd {
     /// Nobody listens there.
     pub fn send(&self, socket: &Path, what: &str) -> io::Result<()> {
         let stream = engine::with_short_path(socket, |short| UnixStream::connect(short))?;
-        sendmsg::<()>(
-            stream.as_raw_fd(),
-            &[io::IoSlice::new(what.as_bytes())],
-            &[ControlMessage::ScmRights(&[self.0.as_raw_fd()])],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
-        Ok(())
+        engine::send_with_files(&stream, what.as_bytes(), &[self.0.as_raw_fd()])
     }
 
     /// Sends a signal.

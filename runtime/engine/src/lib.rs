@@ -59,7 +59,7 @@ pub use seccomp::{
     numbers as syscall_numbers,
 };
 pub use spec::{begins_pid_namespace, validate};
-pub use stdio::{Stdio, with_short_path};
+pub use stdio::{Stdio, send_with_files, with_short_path};
 pub use workload::loopback_up;
 
 use error::Context;

@@ -14,7 +14,6 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
@@ -22,6 +21,7 @@ use oci_spec::runtime::{
 };
 
 use crate::error::{Context, Error};
+use crate::stdio::send_with_files;
 
 const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
 const SECCOMP_FILTER_FLAG_LOG: libc::c_uint = 2;
@@ -310,16 +310,8 @@ impl SeccompAgent {
             "state": state,
         });
         let message = message.to_string();
-        let files = [listener.as_raw_fd()];
-        sendmsg::<()>(
-            self.socket.as_raw_fd(),
-            &[io::IoSlice::new(message.as_bytes())],
-            &[ControlMessage::ScmRights(&files)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )
-        .context(|| "cannot hand over the seccomp listener".to_owned())?;
-        Ok(())
+        send_with_files(&self.socket, message.as_bytes(), &[listener.as_raw_fd()])
+            .context(|| "cannot hand over the seccomp listener".to_owned())
     }
 }
 

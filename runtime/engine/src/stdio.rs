@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
 use crate::error::{Context, Error};
 
 /// Where a process reads and writes.
@@ -113,6 +115,21 @@ pub fn with_short_path<T>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T>
         .open(parent)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
     call(&short)
+}
+
+/// Sends a text with descriptors beside it, in one message of a Unix socket.
+///
+/// # Errors
+/// Nobody is at the other end any more.
+pub fn send_with_files(socket: &impl AsRawFd, text: &[u8], files: &[RawFd]) -> io::Result<()> {
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[io::IoSlice::new(text)],
+        &[ControlMessage::ScmRights(files)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
 }
 
 #[cfg(test)]

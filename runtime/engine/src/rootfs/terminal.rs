@@ -3,11 +3,10 @@
 //! What lies at /dev/pts/ptmx is the image's until it is known to be the multiplexer of a devpts; the terminal itself is
 //! asked of the multiplexer, not opened by a name (TIOCGPTPEER).
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::OFlags;
 use rustix::pty::OpenptFlags;
 
@@ -15,6 +14,7 @@ use super::devices::open_dev;
 use super::inside::{Place, Root};
 use super::tree::Tree;
 use crate::error::{Context, Error};
+use crate::stdio::send_with_files;
 
 /// Kernel ABI: `DEVPTS_SUPER_MAGIC`.
 const DEVPTS_MAGIC: i64 = 0x1cd1;
@@ -38,15 +38,8 @@ pub(crate) fn make(root: &Root, socket: RawFd) -> Result<OwnedFd, Error> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = rustix::pty::ioctl_tiocgptpeer(&master, flags).context(context)?;
     let name = rustix::pty::ptsname(&master, Vec::new()).context(context)?;
-    let fds = [master.as_raw_fd()];
-    sendmsg::<()>(
-        socket,
-        &[IoSlice::new(name.as_bytes())],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )
-    .context(|| "cannot send the terminal through the console socket".to_owned())?;
+    send_with_files(&socket, name.as_bytes(), &[master.as_raw_fd()])
+        .context(|| "cannot send the terminal through the console socket".to_owned())?;
     Ok(terminal)
 }
 

@@ -2,15 +2,14 @@
 //!
 //! It is in the container's `vm` directory, which is root's alone: who asks is trusted, and may still end at any moment.
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
 /// The socket, in the container's `vm` directory.
@@ -53,17 +52,9 @@ pub struct Received {
 /// # Errors
 /// There is none.
 pub fn ask(vm_dir: &Path, request: Request, fds: &[RawFd]) -> io::Result<UnixStream> {
-    // A state root's path may be longer than a socket's name can be; a descriptor's is not.
-    let dir = File::open(vm_dir)?;
-    let stream = UnixStream::connect(format!("/proc/self/fd/{}/{CONTROL}", dir.as_raw_fd()))?;
-    let text = serde_json::to_vec(&request)?;
-    sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(&text)],
-        &[ControlMessage::ScmRights(fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    let socket = vm_dir.join(CONTROL);
+    let stream = engine::with_short_path(&socket, |short| UnixStream::connect(short))?;
+    engine::send_with_files(&stream, &serde_json::to_vec(&request)?, fds)?;
     Ok(stream)
 }
 

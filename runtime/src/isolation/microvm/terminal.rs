@@ -4,13 +4,12 @@
 //! byte is edited once, by the guest. Its master goes to whoever asked for the terminal; we hold the other side and
 //! see the master's changes of size by `SIGWINCH`, as any program on a terminal does.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::ttyname;
 use oci_spec::runtime::Process;
@@ -88,14 +87,6 @@ pub fn size_of(terminal: BorrowedFd<'_>) -> Option<ConsoleSize> {
 /// Sends a terminal's master, as runc does: one descriptor, with the terminal's name as the text.
 fn send(socket: &Path, name: &Path, master: OwnedFd) -> io::Result<()> {
     let stream = UnixStream::connect(socket)?;
-    let fds = [master.as_raw_fd()];
-    let text = [IoSlice::new(name.as_os_str().as_encoded_bytes())];
-    sendmsg::<()>(
-        stream.as_raw_fd(),
-        &text,
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    Ok(())
+    let text = name.as_os_str().as_encoded_bytes();
+    engine::send_with_files(&stream, text, &[master.as_raw_fd()])
 }

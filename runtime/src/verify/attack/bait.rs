@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
@@ -181,15 +180,8 @@ impl Drop for Bait {
 }
 
 /// Says the word, and hands over the file with it.
-fn hand_over(stream: &UnixStream, word: &str, file: &File) -> nix::Result<usize> {
-    let files = [file.as_raw_fd()];
-    sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(word.as_bytes())],
-        &[ControlMessage::ScmRights(&files)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )
+fn hand_over(stream: &UnixStream, word: &str, file: &File) -> io::Result<()> {
+    engine::send_with_files(stream, word.as_bytes(), &[file.as_raw_fd()])
 }
 
 /// Adds a key to the user's keyring; `None` where there is none.
