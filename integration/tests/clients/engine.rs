@@ -323,8 +323,12 @@ fn read_only_root_takes_a_tmpfs(engine: &Engine) -> Claim {
 fn programs_that_cannot_run_have_their_codes(engine: &Engine) -> Claim {
     let missing = engine.run(&["--rm"], &["nothing-like-it"])?;
     ensure_eq!(missing.code(), 127, "no program: {}", missing.stderr);
-    let denied = engine.run(&["--rm"], &["/etc/passwd"])?;
-    ensure_eq!(denied.code(), 126, "not a program: {}", denied.stderr);
+    for name in ["/etc/passwd", "/etc"] {
+        let denied = engine.run(&["--rm"], &[name])?;
+        ensure_eq!(denied.code(), 126, "not a program: {}", denied.stderr);
+        let said = denied.stderr.to_lowercase();
+        ensure!(said.contains("permission denied"), "{name}: {said}");
+    }
     Ok(())
 }
 

@@ -381,6 +381,10 @@ fn find_program(name: &str, env: &[String]) -> Result<CString, Error> {
         Some(libc::ENOENT | libc::ENOTDIR) => {
             Error::CommandNotFound(format!("exec: {name:?}: stat {name}: {}", describe(error)))
         }
+        // As the kernel would have it: by this word clients tell exit code 126 (podman's `exec`, docker).
+        Some(libc::EISDIR) => Error::CommandNotExecutable(format!(
+            "exec: {name:?}: is a directory: permission denied"
+        )),
         _ => Error::CommandNotExecutable(format!("exec: {name:?}: {}", describe(error))),
     };
     let found = |path: &Path| {
@@ -672,7 +676,10 @@ mod tests {
             "exec: \"/no/such\": stat /no/such: no such file or directory"
         );
         let error = find_program("/etc", &env).unwrap_err();
-        assert_eq!(error.to_string(), "exec: \"/etc\": is a directory");
+        assert_eq!(
+            error.to_string(),
+            "exec: \"/etc\": is a directory: permission denied"
+        );
         assert_eq!(error.exit_code(), 126);
         assert_eq!(
             find_program("/etc/passwd", &env).unwrap_err().exit_code(),
