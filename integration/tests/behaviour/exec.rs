@@ -278,11 +278,18 @@ fn exec_sends_a_pidfd(fixture: &Fixture) -> Claim {
     command.arg(&socket).arg("--pid-file").arg(&file);
     let status = command.args([&id, "/bin/sleep", "1000"]).status()?;
     ensure!(status.success(), "exec: {status}");
-    let pidfd = receive_descriptor(&listener)?;
+    let written = fs::read_to_string(&file)?;
+    let pid = pid_of_received(&listener)?;
+    ensure_eq!(pid, written.trim(), "the process of the descriptor");
+    Ok(())
+}
+
+/// The pid of the process whose descriptor comes with a message at a socket.
+pub fn pid_of_received(
+    listener: &UnixListener,
+) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    let pidfd = receive_descriptor(listener)?;
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let pid = about.lines().find_map(|line| line.strip_prefix("Pid:"));
-    let written = fs::read_to_string(&file)?;
-    let process = "the process of the descriptor";
-    ensure_eq!(pid.map(str::trim), Some(written.trim()), "{process}");
-    Ok(())
+    Ok(pid.ok_or("a descriptor of no process")?.trim().to_owned())
 }

@@ -10,6 +10,7 @@ use integration::{Bundle, Claim, Fixture, Model, copy_program, ensure, ensure_eq
 use serde_json::{Value, json};
 
 use crate::Entry;
+use crate::exec::pid_of_received;
 
 pub const CLAIMS: &[Entry] = &[
     ("state_is_told_at_each_step", state_is_told_at_each_step),
@@ -24,6 +25,7 @@ pub const CLAIMS: &[Entry] = &[
         running_container_is_not_deleted_without_force,
     ),
     ("start_is_refused_twice", start_is_refused_twice),
+    ("create_sends_a_pidfd", create_sends_a_pidfd),
     (
         "stopped_container_is_not_killed",
         stopped_container_is_not_killed,
@@ -343,14 +345,33 @@ fn ps_shows_the_workload(fixture: &Fixture) -> Claim {
         table.starts_with("UID") && table.contains("sleep 12345") && table.contains("\nroot "),
         "table: {table}"
     );
-    let pids: Vec<i64> = serde_json::from_str(
-        &fixture
-            .call(&["ps", "--format", "json", &id])?
-            .success()?
-            .stdout,
-    )?;
+    let pids = listed_pids(fixture, &id)?;
     ensure!(pids.len() >= 2, "pids: {pids:?}");
     Ok(())
+}
+
+fn create_sends_a_pidfd(fixture: &Fixture) -> Claim {
+    let bundle = fixture.bundle()?;
+    bundle.save()?;
+    let id = fixture.id("pidfd");
+    let socket = fixture.dir().join("pidfd.sock");
+    let listener = UnixListener::bind(&socket)?;
+    let mut command = fixture.rt(&["create", "--pidfd-socket"]);
+    command.arg(&socket).arg("--bundle").arg(bundle.dir());
+    let status = command.arg(&id).stdout(Stdio::null()).status()?;
+    ensure!(status.success(), "create: {status}");
+    let pid = fixture.state(&id)?["pid"].to_string();
+    let received = pid_of_received(&listener)?;
+    ensure_eq!(received, pid, "the process of the descriptor");
+    Ok(())
+}
+
+fn listed_pids(
+    fixture: &Fixture,
+    id: &str,
+) -> Result<Vec<i32>, Box<dyn std::error::Error + Send + Sync>> {
+    let listed = fixture.call(&["ps", "--format", "json", id])?.success()?;
+    Ok(serde_json::from_str(&listed.stdout)?)
 }
 
 fn options_may_follow_the_id(fixture: &Fixture) -> Claim {
@@ -479,15 +500,17 @@ fn killing_ends_all_processes_also_without_a_pid_namespace(fixture: &Fixture) ->
         let id = fixture.id(if first_is_gone { "left" } else { "kill-all" });
         fixture.start_detached(&bundle, &id)?;
         wait_for_log(fixture, &id, "up")?;
-        let listed = fixture.call(&["ps", "--format", "json", &id])?.success()?;
-        let pids: Vec<i32> = serde_json::from_str(&listed.stdout)?;
+        let pids = listed_pids(fixture, &id)?;
         ensure!(pids.len() > 2, "processes: {pids:?}");
         if first_is_gone {
             fs::write(bundle.in_rootfs("wait"), "go\n")?;
             fixture.wait_for_end(&id)?;
+            let left = listed_pids(fixture, &id)?;
+            ensure_eq!(left.len(), 2, "processes that outlived the first one");
         }
         fixture.call(&["kill", &id, "KILL"])?.success()?;
         fixture.wait_for_end(&id)?;
+        ensure_eq!(listed_pids(fixture, &id)?.len(), 0, "processes at the end");
         if fixture.model() == Model::Container {
             for pid in pids {
                 let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -426,7 +426,8 @@ pub trait Isolation: Sync {
     /// As [`Isolation::create`].
     fn restore(&self, context: &CreateContext<'_>, images: &Images) -> Result<i32, IsolationError>;
 
-    /// The container's processes. Their pids are the host's for the container model, the guest's for a microVM.
+    /// The container's processes, also those that outlived its first one. Their pids are the host's for the container
+    /// model, the guest's for a microVM.
     ///
     /// # Errors
     /// They could not be read.

@@ -435,9 +435,6 @@ impl Lifecycle {
     /// They could not be read.
     pub fn processes(&self, id: &ContainerId) -> Result<Vec<ProcessInfo>, Error> {
         let record = self.load(id)?;
-        if record.live_pid().is_none() {
-            return Ok(Vec::new());
-        }
         let dir = self.store.dir(id);
         Ok(record
             .isolation

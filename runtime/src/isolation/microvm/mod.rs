@@ -393,6 +393,10 @@ impl Isolation for MicrovmModel {
     }
 
     fn processes(&self, container: &Target<'_>) -> Result<Vec<ProcessInfo>, IsolationError> {
+        if container.pid.is_none() {
+            // All ended with the first one.
+            return Ok(Vec::new());
+        }
         let response = call::<Processes>(container, &name(container))?;
         Ok(response
             .processes
