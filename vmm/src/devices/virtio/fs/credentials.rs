@@ -7,6 +7,7 @@
 
 use std::io;
 
+use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
@@ -37,4 +38,28 @@ pub(super) fn prepare_thread() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Calls `f` with this umask. A new file in a directory with default access control lists has its mode from these, in
+/// any other from the umask: which it is only the host's kernel knows.
+pub(super) fn with_umask<T>(mask: u32, f: impl FnOnce() -> T) -> T {
+    let before = umask(Mode::from_bits_truncate(mask));
+    let result = f();
+    umask(before);
+    result
+}
+
+/// Calls `f` without CAP_FSETID if a user of the guest asks, so that the kernel drops a set-user-id bit.
+pub(super) fn as_owner_of_no_set_id_bits<T>(
+    uid: u32,
+    f: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let held = (None, CapSet::Effective, Capability::CAP_FSETID);
+    if uid == 0 || !caps::has_cap(held.0, held.1, held.2).map_err(io::Error::other)? {
+        return f();
+    }
+    caps::drop(held.0, held.1, held.2).map_err(io::Error::other)?;
+    let result = f();
+    caps::raise(held.0, held.1, held.2).map_err(io::Error::other)?;
+    result
 }

@@ -25,6 +25,7 @@ mod handles;
 mod held;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod inline;
+mod numbering;
 mod share;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
@@ -28,6 +28,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use thiserror::Error;
 
 use super::held::{HeldError, HeldFile, HeldNode, HeldTree, Numbers, path_of};
+use super::numbering::Numbering;
 use super::{credentials, handles};
 use crate::devices::virtio::worker::STACK_SIZE;
 
@@ -35,6 +36,12 @@ use crate::devices::virtio::worker::STACK_SIZE;
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest extended attribute, and list of them, that Linux has.
 const MAX_XATTR: u32 = 64 << 10;
+/// The lists of permissions that a guest's kernel obeys.
+const ACCESS_LISTS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+/// Where a reader of a directory goes on behind its `.` and its `..`, which the server leaves out. No file system has
+/// such places: the highest is the end of those of ext4, the others of which are far below.
+const BEHIND_SELF: u64 = i64::MAX as u64 - 2;
+const BEHIND_PARENT: u64 = i64::MAX as u64 - 1;
 /// The most directories below the root of a share that may be mounts of their own.
 const MAX_MOUNTS: usize = 1024;
 
@@ -111,6 +118,8 @@ pub(super) struct SharedTree {
     options: OnceLock<FsOptions>,
     /// The guest's numbers, where it knew the share before this server was there. All others here are the server's.
     numbers: OnceLock<Numbers>,
+    /// The inode numbers that the guest sees.
+    numbering: Numbering,
 }
 
 /// A file that the guest knows.
@@ -166,6 +175,10 @@ impl SharedTree {
                 .unwrap_or_else(|_| Err(io::Error::other("the server panicked")))
         });
         let (inner, pinned) = opened.map_err(|source| ShareError::Serve { path, source })?;
+        let own = root.metadata().map_err(|source| ShareError::Open {
+            path: share.root.clone(),
+            source,
+        })?;
         Ok(Self {
             inner,
             cache: share.cache,
@@ -176,6 +189,7 @@ impl SharedTree {
             open: Mutex::default(),
             options: OnceLock::new(),
             numbers: OnceLock::new(),
+            numbering: Numbering::new(own.dev()),
         })
     }
 
@@ -492,6 +506,7 @@ impl SharedTree {
             (known.parent, known.name) = (parent, name.to_owned());
         }
         entry.inode = self.node_for_guest(entry.inode);
+        self.numbering.apply(&mut entry.attr);
         entry
     }
 
@@ -521,6 +536,61 @@ impl SharedTree {
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attributes of a file of the server as the guest sees them.
+    fn attributes(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: Option<u64>,
+    ) -> io::Result<(stat64, Duration)> {
+        let (mut attributes, valid) = self.inner.getattr(ctx, inode, handle)?;
+        self.numbering.apply(&mut attributes);
+        Ok((attributes, valid))
+    }
+
+    /// Reads a directory, with what the server leaves out: the directory itself and the one above.
+    fn read_directory(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry, Option<Entry>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let left_out: &[(&[u8], u64)] = &[(b".", BEHIND_SELF), (b"..", BEHIND_PARENT)];
+        let left_out = match offset {
+            0 => left_out,
+            BEHIND_SELF => &left_out[1..],
+            _ => &[],
+        };
+        for &(name, offset) in left_out {
+            let directory = match name {
+                b"." => inode,
+                _ => self
+                    .known()
+                    .get(&inode)
+                    .map_or(ROOT_ID, |known| known.parent),
+            };
+            let entry = DirEntry {
+                ino: self.attributes(ctx, directory, None)?.0.st_ino,
+                offset,
+                type_: libc::DT_DIR.into(),
+                name,
+            };
+            if add(entry, None)? == 0 {
+                return Ok(());
+            }
+        }
+        let offset = match offset {
+            BEHIND_SELF | BEHIND_PARENT => 0,
+            offset => offset,
+        };
+        let add = &mut |name: DirEntry<'_>, entry| add(name, Some(entry));
+        self.inner
+            .readdirplus(ctx, inode, handle, size, offset, add)
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -602,8 +672,10 @@ impl FileSystem for SharedTree {
             | FsOptions::ASYNC_DIO
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::BIG_WRITES
+            | FsOptions::DONT_MASK
             | FsOptions::MAX_PAGES
-            | FsOptions::PARALLEL_DIROPS;
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::POSIX_ACL;
         options |= match self.cache {
             Cache::Always => FsOptions::CACHE_SYMLINKS,
             Cache::None => FsOptions::AUTO_INVAL_DATA,
@@ -640,7 +712,7 @@ impl FileSystem for SharedTree {
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
         let handle = handle.map(|handle| self.file(handle)).transpose()?;
-        self.inner.getattr(ctx, self.node(inode)?, handle)
+        self.attributes(ctx, self.node(inode)?, handle)
     }
 
     fn setattr(
@@ -653,8 +725,10 @@ impl FileSystem for SharedTree {
     ) -> io::Result<(stat64, Duration)> {
         self.check_writable()?;
         let handle = handle.map(|handle| self.file(handle)).transpose()?;
-        self.inner
-            .setattr(ctx, self.node(inode)?, attr, handle, valid)
+        let inode = self.node(inode)?;
+        let (mut attributes, valid) = self.inner.setattr(ctx, inode, attr, handle, valid)?;
+        self.numbering.apply(&mut attributes);
+        Ok((attributes, valid))
     }
 
     fn readlink(&self, ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -685,7 +759,8 @@ impl FileSystem for SharedTree {
     ) -> io::Result<Entry> {
         self.check_change(name)?;
         let parent = self.node(parent)?;
-        let entry = self.inner.mknod(ctx, parent, name, mode, rdev, umask)?;
+        let make = || self.inner.mknod(ctx, parent, name, mode, rdev, 0);
+        let entry = credentials::with_umask(umask, make)?;
         Ok(self.told(parent, name, entry))
     }
 
@@ -699,7 +774,8 @@ impl FileSystem for SharedTree {
     ) -> io::Result<Entry> {
         self.check_change(name)?;
         let parent = self.node(parent)?;
-        let entry = self.inner.mkdir(ctx, parent, name, mode, umask)?;
+        let make = || self.inner.mkdir(ctx, parent, name, mode, 0);
+        let entry = credentials::with_umask(umask, make)?;
         Ok(self.told(parent, name, entry))
     }
 
@@ -770,7 +846,9 @@ impl FileSystem for SharedTree {
         let exclusive = args.flags & libc::O_EXCL as u32;
         args.flags = file_flags(args.flags) | exclusive | libc::O_CLOEXEC as u32;
         let parent = self.node(parent)?;
-        let (entry, handle, options, passthrough) = self.inner.create(ctx, parent, name, args)?;
+        let umask = std::mem::take(&mut args.umask);
+        let make = || self.inner.create(ctx, parent, name, args);
+        let (entry, handle, options, passthrough) = credentials::with_umask(umask, make)?;
         self.opened(entry.inode, file_flags(args.flags), false, handle);
         let entry = self.told(parent, name, entry);
         let handle = handle.map(|handle| self.file_for_guest(handle));
@@ -845,8 +923,10 @@ impl FileSystem for SharedTree {
     ) -> io::Result<()> {
         self.check_writable()?;
         let (inode, handle) = (self.node(inode)?, self.file(handle)?);
-        self.inner
-            .fallocate(ctx, inode, handle, mode, offset, length)
+        credentials::as_owner_of_no_set_id_bits(ctx.uid, || {
+            self.inner
+                .fallocate(ctx, inode, handle, mode, offset, length)
+        })
     }
 
     fn release(
@@ -891,8 +971,18 @@ impl FileSystem for SharedTree {
         size: u32,
     ) -> io::Result<GetxattrReply> {
         // The server makes a buffer of that size.
-        self.inner
-            .getxattr(ctx, self.node(inode)?, name, size.min(MAX_XATTR))
+        let size = size.min(MAX_XATTR);
+        let found = self.inner.getxattr(ctx, self.node(inode)?, name, size);
+        match found {
+            // A file system without lists: the guest's kernel would take the error for a refusal.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EOPNOTSUPP)
+                    && ACCESS_LISTS.contains(&name) =>
+            {
+                Err(io::Error::from_raw_os_error(libc::ENODATA))
+            }
+            found => found,
+        }
     }
 
     fn listxattr(&self, ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
@@ -928,8 +1018,21 @@ impl FileSystem for SharedTree {
         add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let (inode, handle) = (self.node(inode)?, self.file(handle)?);
-        self.inner
-            .readdir(ctx, inode, handle, size, offset, add_entry)
+        let add = &mut |mut name: DirEntry<'_>, entry: Option<Entry>| {
+            let Some(mut entry) = entry else {
+                return add_entry(name);
+            };
+            let own = entry.inode;
+            self.numbering.apply(&mut entry.attr);
+            name.ino = entry.attr.st_ino;
+            let added = add_entry(name);
+            // The guest is told the name alone; of what does not fit the server takes it back.
+            if !matches!(added, Ok(0)) {
+                self.inner.forget(ctx, own, 1);
+            }
+            added
+        };
+        self.read_directory(ctx, inode, handle, size, offset, add)
     }
 
     fn readdirplus(
@@ -942,19 +1045,24 @@ impl FileSystem for SharedTree {
         add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let (inode, handle) = (self.node(inode)?, self.file(handle)?);
-        let add = &mut |name: DirEntry<'_>, entry: Entry| {
+        let add = &mut |mut name: DirEntry<'_>, entry: Option<Entry>| {
+            let Some(entry) = entry else {
+                // With the number 0 nothing is told but the name.
+                return add_entry(name, Entry::default());
+            };
             // The kernel's names have no NUL.
             let text = CString::new(name.name)?;
             let own = entry.inode;
-            let added = add_entry(name, self.told(inode, &text, entry));
+            let entry = self.told(inode, &text, entry);
+            name.ino = entry.attr.st_ino;
+            let added = add_entry(name, entry);
             if let Ok(0) = added {
                 // It did not fit; the server has taken it back.
                 self.untold(own);
             }
             added
         };
-        self.inner
-            .readdirplus(ctx, inode, handle, size, offset, add)
+        self.read_directory(ctx, inode, handle, size, offset, add)
     }
 
     fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {

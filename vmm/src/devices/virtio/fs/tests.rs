@@ -28,8 +28,11 @@ const FUSE_READ: u32 = 15;
 const FUSE_WRITE: u32 = 16;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
+const OPENDIR: u32 = 27;
+const READDIR: u32 = 28;
 const CREATE: u32 = 35;
 const DESTROY: u32 = 38;
+const READDIRPLUS: u32 = 44;
 
 struct Guest {
     driver: Driver,
@@ -120,6 +123,12 @@ impl Guest {
         Ok((Entry(answer), handle))
     }
 
+    /// The number and the mode of a file.
+    fn attributes(&mut self, node: u64) -> (u64, u32) {
+        let answer = self.ask(GETATTR, node, &[0; 16]).unwrap();
+        (long(&answer, 16), word(&answer, 76))
+    }
+
     fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
         let answer = self.ask(OPEN, node, &words(&[flags as u32, 0]))?;
         Ok(long(&answer, 0))
@@ -200,12 +209,14 @@ fn init_offers_large_requests_and_no_writeback() {
     const AUTO_INVAL_DATA: u32 = 1 << 12;
     const WRITEBACK: u32 = 1 << 16;
     const NO_OPEN: u32 = 1 << 17;
+    const POSIX_ACL: u32 = 1 << 20;
     const KILLPRIV_V2: u32 = 1 << 28;
     for (cache, invalidates) in [(Cache::Always, false), (Cache::None, true)] {
         let answer = Guest::new(Access::ReadWrite, cache).init();
         let flags = word(&answer, 12);
         assert_eq!(flags & (WRITEBACK | NO_OPEN), 0);
         assert_ne!(flags & KILLPRIV_V2, 0);
+        assert_ne!(flags & POSIX_ACL, 0);
         assert_eq!(flags & AUTO_INVAL_DATA != 0, invalidates);
         assert_eq!(word(&answer, 20), 1 << 20);
     }
@@ -228,6 +239,50 @@ fn files_are_found_read_and_written() {
     assert_eq!(guest.lookup(ROOT, "none").err(), Some(libc::ENOENT));
     assert_eq!(guest.read(node, 999, 0, 1).err(), Some(libc::EBADF));
     assert_eq!(guest.open(999, 0).err(), Some(libc::EBADF));
+}
+
+#[test]
+fn a_directory_is_read_with_itself_and_its_parent_from_any_place() {
+    /// The length of what READDIRPLUS says of an entry before its name.
+    const ENTRY: usize = 128;
+    let mut guest = Guest::new(Access::ReadWrite, Cache::Always);
+    let path = guest.directory.path().to_owned();
+    for name in ["one", "two"] {
+        fs::write(path.join(name), "").unwrap();
+    }
+    let handle = long(&guest.ask(OPENDIR, ROOT, &[0; 8]).unwrap(), 0);
+    for (opcode, prefix) in [(READDIR, 0), (READDIRPLUS, ENTRY)] {
+        // One entry at a time, and all at once.
+        for size in [prefix + 32, 4096] {
+            let (mut names, mut offset) = (Vec::new(), 0);
+            loop {
+                let mut body = longs(&[handle, offset]);
+                body.extend(words(&[u32::try_from(size).unwrap(), 0, 0, 0, 0, 0]));
+                let mut rest = &guest.ask(opcode, ROOT, &body).unwrap()[..];
+                if rest.is_empty() {
+                    break;
+                }
+                while !rest.is_empty() {
+                    let entry = &rest[prefix..];
+                    let length = word(entry, 16) as usize;
+                    let name = String::from_utf8(entry[24..24 + length].to_vec()).unwrap();
+                    let number = if name.starts_with('.') {
+                        // The share's root has no other above it.
+                        guest.attributes(ROOT).0
+                    } else {
+                        let node = guest.lookup(ROOT, &name).unwrap().node();
+                        guest.attributes(node).0
+                    };
+                    assert_eq!(long(entry, 0), number, "{name}");
+                    offset = long(entry, 8);
+                    names.push(name);
+                    rest = &rest[prefix + (24 + length).next_multiple_of(8)..];
+                }
+            }
+            names.sort();
+            assert_eq!(names, [".", "..", "one", "two"], "{opcode}, {size}");
+        }
+    }
 }
 
 #[test]
