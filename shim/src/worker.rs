@@ -4,6 +4,9 @@
 //! reads the request, does it as the command line would, and answers. What the operation started is then an orphan, and
 //! becomes the server's child, since that is a subreaper: the server alone reaps.
 //!
+//! The worker and its operations end with the server. Whoever removes what a server left that was killed, as our `delete`
+//! does, then neither waits for an operation nor is overtaken by one: it finds what a command leaves that was killed.
+//!
 //! Requests and answers are JSON behind their length, with descriptors beside them; both ends are this binary.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -14,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::exit;
 
 use engine::systemd;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal as NixSignal, signal};
-use nix::unistd::{ForkResult, dup2, fork};
+use nix::unistd::{ForkResult, dup2, fork, getpid, getppid};
 use oci_spec::runtime::{LinuxResources, Process};
 use runtime::bundle::Bundle;
 use runtime::config::Config;
@@ -146,6 +150,7 @@ impl Worker {
 fn serve(control: &OwnedFd, model: Option<Model>) -> ! {
     // SAFETY: no handler is installed. Ignored, so that the kernel reaps those that are forked below.
     let _ = unsafe { signal(NixSignal::SIGCHLD, SigHandler::SigIgn) };
+    let worker = getpid();
     loop {
         let connection = match receive_files(control, &mut [0]) {
             Ok((1.., mut files)) if files.len() == 1 => files.remove(0),
@@ -154,6 +159,9 @@ fn serve(control: &OwnedFd, model: Option<Model>) -> ! {
         // SAFETY: this process has one thread, so that the child may go on as the parent would.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => {
+                if set_pdeathsig(NixSignal::SIGKILL).is_err() || getppid() != worker {
+                    exit(1);
+                }
                 // SAFETY: no handler is installed. The engine waits for its children itself.
                 let _ = unsafe { signal(NixSignal::SIGCHLD, SigHandler::SigDfl) };
                 let _ = nix::unistd::close(control.as_raw_fd());
