@@ -1,5 +1,6 @@
 //! A process that containerd knows: the first one of a container, or one of an `exec`.
 
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use containerd_shim_protos::types::task::Status;
@@ -40,6 +41,8 @@ pub struct Process {
     pub exit: Option<Exit>,
     pub addresses: Addresses,
     kept: Kept,
+    /// Each who waits for its end. They are woken one by one, since many processes may be waited for.
+    waiting: Vec<Sender<Exit>>,
     /// Its stdin is to end, which may be said before it is there.
     stdin_is_closed: bool,
 }
@@ -54,6 +57,7 @@ impl Process {
             exit: None,
             addresses,
             kept: Kept::default(),
+            waiting: Vec::new(),
             stdin_is_closed: false,
         }
     }
@@ -80,9 +84,24 @@ impl Process {
         self.kept.resize(columns, rows)
     }
 
+    /// Where its end will be told, or has been.
+    pub fn wait(&mut self) -> Receiver<Exit> {
+        let (sender, receiver) = mpsc::channel();
+        match self.exit {
+            // The receiver is there.
+            Some(exit) => drop(sender.send(exit)),
+            None => self.waiting.push(sender),
+        }
+        receiver
+    }
+
     /// It has ended.
     pub fn end(&mut self, exit: Exit) {
         self.exit = Some(exit);
+        for waits in self.waiting.drain(..) {
+            // Who does not wait any more has lost patience.
+            let _ = waits.send(exit);
+        }
         self.fd = None;
         self.kept.close_stdin();
     }

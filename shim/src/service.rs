@@ -407,7 +407,7 @@ impl Service {
         let exit = self.tasks.wait(id, "", Some(END_LIMIT))?;
         let bundle = self.tasks.lock().container(id)?.bundle.clone();
         engine::unmount_on_host(&rootfs(&bundle))?;
-        let container = self.tasks.remove(id);
+        let container = self.tasks.lock().remove(id);
         let pid = container.map_or(0, |container| container.init.pid());
         let state = self.tasks.lock();
         if !state.is_sandbox(id) {

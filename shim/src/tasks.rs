@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::protobuf::MessageField;
@@ -76,10 +77,9 @@ pub struct State {
     is_forgotten: bool,
 }
 
-/// The containers, and those who wait for their ends.
+/// The containers.
 pub struct Tasks {
     state: Mutex<State>,
-    ended: Condvar,
     pub events: Events,
 }
 
@@ -141,7 +141,7 @@ impl State {
         self.containers.insert(id, Entry::Made(Box::new(container)));
     }
 
-    /// Forgets a container.
+    /// Forgets a container. Who waits for one of its processes is told so when it is dropped.
     pub fn remove(&mut self, id: &str) -> Option<Container> {
         match self.containers.remove(id) {
             Some(Entry::Made(container)) => Some(*container),
@@ -245,7 +245,6 @@ impl Tasks {
     pub fn new(events: Events) -> Self {
         Self {
             state: Mutex::default(),
-            ended: Condvar::new(),
             events,
         }
     }
@@ -257,26 +256,17 @@ impl Tasks {
 
     /// Waits for the end of a process, for at most `limit` if there is one.
     pub fn wait(&self, id: &str, exec: &str, limit: Option<Duration>) -> Result<Exit, Failure> {
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        let mut state = self.lock();
-        loop {
-            if let Some(exit) = state.process(id, exec)?.exit {
-                return Ok(exit);
-            }
-            state = match deadline {
-                None => self
-                    .ended
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(Failure::new(Kind::Other, format!("{id}: does not end")));
-                    }
-                    let waited = self.ended.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+        let end = self.lock().process(id, exec)?.wait();
+        // One that is forgotten before its end tells nobody.
+        let gone = || Failure::not_found(id);
+        match limit {
+            None => end.recv().map_err(|_| gone()),
+            Some(limit) => end.recv_timeout(limit).map_err(|error| match error {
+                RecvTimeoutError::Disconnected => gone(),
+                RecvTimeoutError::Timeout => {
+                    Failure::new(Kind::Other, format!("{id}: does not end"))
                 }
-            };
+            }),
         }
     }
 
@@ -320,13 +310,6 @@ impl Tasks {
         }
     }
 
-    /// Forgets a container. Who waits for one of its processes is told so.
-    pub fn remove(&self, id: &str) -> Option<Container> {
-        let container = self.lock().remove(id);
-        self.ended.notify_all();
-        container
-    }
-
     /// Writes an exit down and tells of it, unless the start has to be told first.
     pub fn record(&self, state: &mut State, id: &str, exec: &str, exit: Exit) {
         let is_sandbox = exec.is_empty() && state.is_sandbox(id);
@@ -336,7 +319,6 @@ impl Tasks {
                 self.tell_exit(id, exec, process.pid(), exit);
             }
         }
-        self.ended.notify_all();
     }
 
     /// Tells containerd of an exit.
