@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use containerd_shim_protos::sandbox_sync::{Sandbox, create_sandbox};
@@ -35,7 +36,7 @@ const EVENTS_ADDRESS: &str = "TTRPC_ADDRESS";
 /// The fifo in the bundle from which containerd reads our log.
 const LOG: &str = "log";
 
-/// How long containerd may take to hear of the last events when it has told us to end.
+/// How long containerd may take to hear of the last events when it has told us to end, and then of the last answers.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Serves the socket that is our standard input until containerd says that it is enough, or nobody knows of us.
@@ -81,7 +82,16 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
         let _ = fs::remove_file(socket);
     }
     tasks.events.flush(FAREWELL);
-    server.shutdown();
+    // The answers that are under way. A connection that does not come to its end must not keep us for ever.
+    let (done, is_done) = mpsc::channel();
+    thread::Builder::new()
+        .name("farewell".to_owned())
+        .spawn(move || {
+            server.shutdown();
+            drop::<mpsc::Sender<()>>(done);
+        })
+        .map_err(Failure::io("start a thread"))?;
+    let _ = is_done.recv_timeout(FAREWELL);
     Ok(())
 }
 
