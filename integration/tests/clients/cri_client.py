@@ -6,8 +6,7 @@
 The methods that answer with the address of a stream (Exec, Attach, PortForward) are followed there: `input` of the request,
 beside the method's own fields, is sent, and the response is what came until the other side or `until` ended it.
 
-Requests and responses are in protobuf's JSON. The messages below are the part of the interface that the tests use:
-a line a message, then its fields as `name type number`; `*` repeats a field, `Name` is another message. Output of
+Requests and responses are in protobuf's JSON. The messages below are the part of the interface that the tests use. Output of
 processes, which the interface has as bytes, is text here: the same on the wire.
 Needs the packages python3-grpcio and python3-protobuf.
 """
@@ -21,7 +20,9 @@ import sys
 import urllib.parse
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import json_format
+
+from protobuf_messages import message_classes
 
 LIMIT_SECONDS = 120
 
@@ -65,10 +66,15 @@ ExecRequest: container_id string 1, *cmd string 2, tty bool 3, stdin bool 4, std
 AttachRequest: container_id string 1, stdin bool 2, tty bool 3, stdout bool 4, stderr bool 5
 PortForwardRequest: pod_sandbox_id string 1, *port int32 2
 Url: url string 1
+ListedPod: id string 1
+ListPodSandboxResponse: *items ListedPod 1
+ListedContainer: id string 1
+ListContainersResponse: *containers ListedContainer 1
 """
 
 METHODS = {
     "RunPodSandbox": ("RunPodSandboxRequest", "SandboxId"),
+    "ListPodSandbox": ("Empty", "ListPodSandboxResponse"),
     "PodSandboxStatus": ("SandboxId", "PodSandboxStatusResponse"),
     "StopPodSandbox": ("SandboxId", "Empty"),
     "RemovePodSandbox": ("SandboxId", "Empty"),
@@ -76,6 +82,7 @@ METHODS = {
     "StartContainer": ("ContainerId", "Empty"),
     "StopContainer": ("StopContainerRequest", "Empty"),
     "RemoveContainer": ("ContainerId", "Empty"),
+    "ListContainers": ("Empty", "ListContainersResponse"),
     "ContainerStatus": ("ContainerId", "ContainerStatusResponse"),
     "ContainerStats": ("ContainerId", "ContainerStatsResponse"),
     "ExecSync": ("ExecSyncRequest", "ExecSyncResponse"),
@@ -88,29 +95,6 @@ METHODS = {
 # Of a stream, as Kubernetes numbers them (v4.channel.k8s.io); of a port's 0 is the data in both directions.
 CHANNELS = ["stdin", "stdout", "stderr", "error"]
 SIZE_CHANNEL = 4
-
-
-def message_classes():
-    """The messages as protobuf classes, by name."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="cri.proto", package="runtime.v1", syntax="proto3")
-    for line in MESSAGES.replace(",\n   ", ",").strip().splitlines():
-        name, fields = line.split(":")
-        message = file.message_type.add(name=name)
-        for field in filter(None, map(str.strip, fields.split(","))):
-            field_name, kind, number = field.split()
-            added = message.field.add(name=field_name.lstrip("*"), number=int(number))
-            added.label = kinds.LABEL_REPEATED if field_name[0] == "*" else kinds.LABEL_OPTIONAL
-            if kind[0].isupper():
-                added.type, added.type_name = kinds.TYPE_MESSAGE, f".runtime.v1.{kind}"
-            else:
-                added.type = getattr(kinds, f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    # The second is how versions before 4.22 call it.
-    make = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
-    names = [message.name for message in file.message_type]
-    return {name: make(pool.FindMessageTypeByName(f"runtime.v1.{name}")) for name in names}
 
 
 class WebSocket:
@@ -175,7 +159,7 @@ def follow(url, is_port, input="", size=None, until=None):
 
 def main():
     address, method = sys.argv[1:]
-    classes = message_classes()
+    classes = message_classes(MESSAGES)
     request_name, response_name = METHODS[method]
     given = json.load(sys.stdin)
     stream = {name: given.pop(name) for name in ("input", "size", "until") if name in given}

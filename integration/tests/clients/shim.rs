@@ -1,10 +1,10 @@
 //! Our own shim under containerd: beside what holds for containerd's, what a shim is asked for that no binary is, and
 //! what becomes of containers when one of the two daemons is killed.
 
+use std::env;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{Empty, StateRequest, StateResponse, Status, UpdateTaskRequest};
@@ -18,10 +18,10 @@ use integration::{
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::containerd::{Containerd, LIMIT, Runtime, pids_of, start_with};
-use crate::{BOTH, CONTAINER, Entry, Reason, Start};
+use crate::containerd::{Containerd, LIMIT, Runtime, SOCKET, pids_of, start_with};
+use crate::{BOTH, CONTAINER, Entry, Reason, Start, is_lab};
 
 pub const CLAIMS: &[Entry<Containerd>] = &[
     Entry::further("events_are_in_order", BOTH, events_are_in_order),
@@ -63,6 +63,11 @@ pub const CLAIMS: &[Entry<Containerd>] = &[
         "a_container_that_is_given_up_is_removed",
         BOTH,
         a_container_that_is_given_up_is_removed,
+    ),
+    Entry::further(
+        "a_server_that_is_killed_makes_no_container",
+        BOTH,
+        a_server_that_is_killed_makes_no_container,
     ),
     Entry::further(
         "a_server_that_nobody_knows_ends",
@@ -148,38 +153,88 @@ fn a_kill_for_want_of_memory_is_told(containerd: &Containerd) -> Claim {
     told_of(&events, "killed", &topics)
 }
 
+/// How many processes are executed when nobody says it, and how many at once.
+const EXECS: usize = 1000;
+const AT_ONCE: usize = 16;
+
+/// The rate that a host must reach when it is told how many there are to be.
+const EXECS_A_SECOND: f64 = 100.0;
+
+/// How much the server's own memory may grow meanwhile, in KiB.
+const GROWTH: u64 = 2048;
+
+/// The server of the shim: not its worker, which is its child.
+fn server(id: &str) -> Result<PathBuf, Reason> {
+    let pids = shims(id)?;
+    let parent = |pid: &i32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
+    };
+    let mut servers = pids
+        .iter()
+        .filter(|pid| parent(pid).is_some_and(|parent| !pids.contains(&parent)));
+    let server = servers.next().ok_or("there is no server")?;
+    Ok(format!("/proc/{server}").into())
+}
+
+/// The descriptors of a process, and its own memory in KiB.
+fn use_of(process: &Path) -> Result<(usize, u64), Reason> {
+    let descriptors = fs::read_dir(process.join("fd"))?.count();
+    let status = fs::read_to_string(process.join("status"))?;
+    let mut lines = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("RssAnon:"));
+    let memory = lines.next().and_then(|rest| rest.split_whitespace().next());
+    Ok((descriptors, memory.ok_or("no memory")?.parse()?))
+}
+
 fn no_exit_is_lost(containerd: &Containerd) -> Claim {
+    let asked_for = env::var("RT_EXECS")
+        .ok()
+        .map(|count| count.parse())
+        .transpose()?;
     let id = "storm";
     run_detached(containerd, id, &[], FOR_EVER)?;
-    let exec = |number: usize| -> Claim {
-        let name = format!("e{number}");
-        let code = (number % 200).to_string();
-        let script = format!("exit {code}");
-        let exec = ["tasks", "exec", "--exec-id", &name, id, "sh", "-c", &script];
-        let outcome = finish(&mut containerd.command(&exec), None)?;
-        ensure_eq!(
-            outcome.code().to_string(),
-            code,
-            "exec {number}: {}",
-            outcome.stderr
-        );
-        Ok(())
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/exec_storm.py");
+    let storm = |count: usize| -> Result<f64, Reason> {
+        let mut command = containerd.world().command("/usr/bin/python3");
+        // Without a cache of bytecode in the sources.
+        command.arg("-B").arg(&script);
+        command.args([SOCKET, containerd.world().cgroup(), id]);
+        command.args([count.to_string(), AT_ONCE.to_string()]);
+        // As long as it takes: each call has a limit.
+        let told = command.stderr(Stdio::inherit()).output()?;
+        let told: Value = serde_json::from_slice(&told.stdout)?;
+        ensure_eq!(told["failed"], 0, "failures: {}", told["failures"]);
+        Ok(told["seconds"].as_f64().ok_or("no time")?)
     };
-    let failures: Vec<String> = thread::scope(|scope| {
-        let exec = &exec;
-        let threads: Vec<_> = (0..8)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let numbers = (0..25).map(|round| thread * 25 + round);
-                    let failed = numbers.filter_map(|number| exec(number).err());
-                    failed.map(|reason| reason.to_string()).collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.flat_map(Result::unwrap_or_default).collect()
-    });
-    ensure!(failures.is_empty(), "{failures:?}");
+    let server = server(id)?;
+    // By then it has its threads.
+    storm(AT_ONCE * 8)?;
+    let (descriptors, memory) = use_of(&server)?;
+    let count = asked_for.unwrap_or(EXECS);
+    let seconds = storm(count)?;
+    eventually(LIMIT, || {
+        ensure_eq!(use_of(&server)?.0, descriptors, "descriptors of the server");
+        Ok(())
+    })?;
+    let grown = use_of(&server)?.1.saturating_sub(memory);
+    ensure!(
+        grown <= GROWTH,
+        "the server grew by {grown} KiB, from {memory}"
+    );
+    if asked_for.is_some() {
+        let rate = count as f64 / seconds;
+        println!(
+            "{count} execs in {seconds:.1} s, {rate:.0} a second; the server grew by {grown} KiB, from {memory}"
+        );
+        ensure!(rate >= EXECS_A_SECOND || is_lab(), "{rate:.0} a second");
+    }
     remove(containerd, id)
 }
 
@@ -393,16 +448,19 @@ fn a_killed_shim_leaves_nothing(containerd: &Containerd) -> Claim {
     Ok(())
 }
 
-/// A client dies while its container is made: containerd takes the server for dead, and never asks it for anything again.
-/// Then the same of a container that runs.
-fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
-    let ends = |id: &str| {
-        eventually(LIMIT, || {
-            ensure_eq!(shims(id)?.len(), 0, "servers and workers of {id}");
-            containerd.nothing_left_of(id)
-        })
-    };
-    let id = "unwanted";
+/// A container whose creation stands still.
+struct Held {
+    /// `ctr run`, which waits for it.
+    run: Child,
+    config: PathBuf,
+    /// What lets it go on when something is written to it.
+    go_on: PathBuf,
+    /// Its bundle, as this process reaches it.
+    bundle: PathBuf,
+}
+
+/// Begins to make a container, and waits until that stands at a hook.
+fn hold(containerd: &Containerd, id: &str) -> Result<Held, Reason> {
     let dir = containerd.world().dir().join(id);
     fs::create_dir(&dir)?;
     let mut spec = Command::new(binary_under_test()?);
@@ -417,22 +475,42 @@ fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
     bundle.spec["hooks"]["createRuntime"] =
         json!([{"path": "/bin/sh", "args": ["sh", "-c", hook]}]);
     bundle.save()?;
-    let mut run = containerd.run_configured(id, &config).spawn()?;
+    let run = containerd.run_configured(id, &config).spawn()?;
     eventually(LIMIT, || {
         ensure!(reached.exists(), "the hook does not run");
         Ok(())
     })?;
-    let made = containerd.world().path(&bundle_of(containerd, id));
-    ensure!(made.exists(), "there is no {}", made.display());
-    for pid in pids_of(&["ctr", "run", &config.to_string_lossy()])? {
+    let bundle = containerd.world().path(&bundle_of(containerd, id));
+    ensure!(bundle.exists(), "there is no {}", bundle.display());
+    Ok(Held {
+        run,
+        config,
+        go_on,
+        bundle,
+    })
+}
+
+/// A client dies while its container is made: containerd takes the server for dead, and never asks it for anything again.
+/// Then the same of a container that runs.
+fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
+    let ends = |id: &str| {
+        eventually(LIMIT, || {
+            ensure_eq!(shims(id)?.len(), 0, "servers and workers of {id}");
+            containerd.nothing_left_of(id)
+        })
+    };
+    let id = "unwanted";
+    let mut held = hold(containerd, id)?;
+    for pid in pids_of(&["ctr", "run", &held.config.to_string_lossy()])? {
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     }
-    wait_with_limit(&mut run, LIMIT)?;
+    wait_with_limit(&mut held.run, LIMIT)?;
     eventually(LIMIT, || {
+        let made = &held.bundle;
         ensure!(!made.exists(), "containerd still has {}", made.display());
         Ok(())
     })?;
-    fs::write(&go_on, "")?;
+    fs::write(&held.go_on, "")?;
     ends(id)?;
 
     let id = "running";
@@ -440,6 +518,33 @@ fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
     let mut delete = containerd.delete_by_shim(id, &bundle_of(containerd, id));
     finish(&mut delete, None)?.success()?;
     ends(id)
+}
+
+/// What a killed server was doing is over, and containerd's `delete` need not wait for it.
+fn a_server_that_is_killed_makes_no_container(containerd: &Containerd) -> Claim {
+    let id = "half-made";
+    let mut held = hold(containerd, id)?;
+    let server = server(id)?;
+    let pid = server
+        .file_name()
+        .and_then(|pid| pid.to_str())
+        .unwrap_or_default();
+    kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+    wait_with_limit(&mut held.run, LIMIT)?;
+    // containerd waits for `delete` for some seconds, and has the bundle no more when that has succeeded.
+    eventually(LIMIT, || {
+        ensure_eq!(shims(id)?.len(), 0, "processes of the shim");
+        ensure!(
+            !held.bundle.exists(),
+            "containerd still has {}",
+            held.bundle.display()
+        );
+        containerd.nothing_left_of(id)
+    })?;
+    // Hooks are not ours.
+    fs::write(&held.go_on, "")?;
+    let _ = containerd.told(&["containers", "delete", id]);
+    Ok(())
 }
 
 /// `start` cannot tell the address; or its caller, as containerd would be, ends before it has asked for a container.
