@@ -4,7 +4,8 @@
 #   make test               every test, on the host and in the lab
 #   make test-crash         the same, and a microVM killed at each step of its life (twenty minutes more)
 #   make test-clients       the same, and podman, docker and containerd with microVMs in the lab (as long again)
-#   make test-load          500 containers at once, of the optimised build
+#   make test-load          500 containers at once, and a minute of execs, of the optimised build
+#   make test-faults HITS=50 SEED=1  shim, containerd, machine or container killed at random moments, so often each
 #   make fuzz SECONDS=60    hostile bytes for every parser, so long for each target (28800: overnight)
 #   make build              rt, its agent and the containerd shim, optimised
 #   make install PREFIX=…   build and install them (DESTDIR is respected)
@@ -19,7 +20,7 @@ CARGO ?= cargo
 release := $(here)/target/x86_64-unknown-linux-gnu/release
 
 .DEFAULT_GOAL := build
-.PHONY: run test test-programs test-crash test-clients test-load fuzz build install image guest lab setup bundles
+.PHONY: run test test-programs test-crash test-clients test-load test-faults fuzz build install image guest lab setup bundles
 
 # The kernel is built while cargo links, which leaves processors idle.
 run: setup
@@ -44,6 +45,11 @@ test-clients: test
 
 test-load: build
 	cd $(here) && RT=$(release)/rt RT_MODELS=container RT_LOAD=500 $(CARGO) test -p integration --test behaviour -- many_containers_live_at_once
+	cd $(here) && RT=$(release)/rt RT_MODELS=container RT_EXECS=7500 $(CARGO) test -p integration --test clients -- no_exit_is_lost
+
+HITS ?= 50
+test-faults: test-programs
+	@$(here)/integration/test-faults $(HITS) $(SEED)
 
 SECONDS ?= 60
 fuzz: setup

@@ -19,8 +19,11 @@ use crate::{BOTH, CONTAINER, Entry, IMAGE, Reason, Start};
 const PAUSE: &str = "localhost/rt-pause:latest";
 
 /// The states of a container.
-const RUNNING: i64 = 1;
-const EXITED: i64 = 2;
+pub const RUNNING: i64 = 1;
+pub const EXITED: i64 = 2;
+
+/// The state of a sandbox that runs.
+pub const READY: i64 = 0;
 
 /// The namespaces of the node, and of the pod.
 const POD: i64 = 0;
@@ -210,9 +213,10 @@ impl Cri {
         Ok(())
     }
 
-    fn try_call(&self, method: &str, request: &Value) -> Result<Outcome, Reason> {
+    pub fn try_call(&self, method: &str, request: &Value) -> Result<Outcome, Reason> {
         let mut command = self.world().command("/usr/bin/python3");
-        command.arg(&self.client).args([SOCKET, method]);
+        // Without a cache of bytecode in the sources.
+        command.arg("-B").arg(&self.client).args([SOCKET, method]);
         Ok(finish(
             &mut command,
             Some(request.to_string().into_bytes()),
@@ -229,11 +233,13 @@ impl Cri {
         self.pod_on(name, POD, &json!([]))
     }
 
-    /// Runs a pod on a network of its own or the node's, with ports of the node that lead to it.
-    fn pod_on(&self, name: &str, network: i64, ports: &Value) -> Result<Pod<'_>, Reason> {
-        let logs = self.world().dir().join(format!("{name}-logs"));
-        fs::create_dir(&logs)?;
-        let config = json!({
+    /// The configuration of a pod.
+    pub fn pod_config(&self, name: &str, logs: &Path) -> Value {
+        self.config_on(name, logs, POD, &json!([]))
+    }
+
+    fn config_on(&self, name: &str, logs: &Path, network: i64, ports: &Value) -> Value {
+        json!({
             "metadata": {"name": name, "uid": name, "namespace": "default"},
             "hostname": if network == POD { name } else { "" },
             "log_directory": logs,
@@ -243,21 +249,56 @@ impl Cri {
                 "cgroup_parent": format!("/{}", self.world().cgroup()),
                 "security_context": {"namespace_options": {"network": network, "pid": POD}},
             },
-        });
+        })
+    }
+
+    /// What asks for a pod with this configuration.
+    pub fn run_request(&self, config: &Value) -> Value {
         let handler = match self.start.model {
             Model::Container => "rt",
             Model::Microvm => "rt-microvm",
         };
-        let request = json!({"config": config, "runtime_handler": handler});
+        json!({"config": config, "runtime_handler": handler})
+    }
+
+    /// Runs a pod on a network of its own or the node's, with ports of the node that lead to it.
+    fn pod_on(&self, name: &str, network: i64, ports: &Value) -> Result<Pod<'_>, Reason> {
+        let logs = self.world().dir().join(format!("{name}-logs"));
+        fs::create_dir(&logs)?;
+        let config = self.config_on(name, &logs, network, ports);
+        let request = self.run_request(&config);
         let id = self.call("RunPodSandbox", &request)?["pod_sandbox_id"].clone();
         Ok(Pod {
             cri: self,
             id: id.as_str().unwrap_or_default().to_owned(),
             config,
-            network,
             logs,
         })
     }
+}
+
+/// What asks for a container of a pod that has this configuration.
+pub fn create_request(pod: &Value, config: &Value, name: &str, script: &str) -> Value {
+    let namespaces = &config["linux"]["security_context"]["namespace_options"];
+    json!({
+        "pod_sandbox_id": pod,
+        "sandbox_config": config,
+        "config": {
+            "metadata": {"name": name},
+            "image": {"image": IMAGE},
+            "command": ["/bin/sh", "-c", script],
+            "log_path": format!("{name}.log"),
+            "linux": {
+                "resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512},
+                "security_context": {"namespace_options": namespaces},
+            },
+        },
+    })
+}
+
+/// The state of a sandbox; the first of them is not written out.
+pub fn state_of(status: &Value) -> i64 {
+    status["status"]["state"].as_i64().unwrap_or(READY)
 }
 
 /// A pod that runs.
@@ -265,28 +306,17 @@ pub struct Pod<'a> {
     cri: &'a Cri,
     pub id: String,
     config: Value,
-    network: i64,
     logs: PathBuf,
 }
 
 impl Pod<'_> {
     fn create(&self, name: &str, script: &str, extra: &Value) -> Result<Value, Reason> {
-        let mut config = json!({
-            "metadata": {"name": name},
-            "image": {"image": IMAGE},
-            "command": ["/bin/sh", "-c", script],
-            "log_path": format!("{name}.log"),
-            "linux": {
-                "resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512},
-                "security_context": {"namespace_options": {"network": self.network, "pid": POD}},
-            },
-        });
-        if let (Some(config), Some(extra)) = (config.as_object_mut(), extra.as_object()) {
+        let pod = self.id.as_str().into();
+        let mut request = create_request(&pod, &self.config, name, script);
+        let config = request["config"].as_object_mut();
+        if let (Some(config), Some(extra)) = (config, extra.as_object()) {
             config.extend(extra.clone());
         }
-        let request = json!({
-            "pod_sandbox_id": self.id, "config": config, "sandbox_config": self.config,
-        });
         let created = self.cri.call("CreateContainer", &request)?;
         Ok(created["container_id"].clone())
     }

@@ -11,6 +11,7 @@ mod containerd;
 mod cri;
 mod docker;
 mod engine;
+mod faults;
 mod node;
 mod podman;
 mod sandbox;
@@ -63,6 +64,7 @@ impl<C> Entry<C> {
 
 const BOTH: &[Model] = &[Model::Container, Model::Microvm];
 const CONTAINER: &[Model] = &[Model::Container];
+const MICROVM: &[Model] = &[Model::Microvm];
 
 /// Why something did not work.
 type Reason = Box<dyn std::error::Error + Send + Sync>;
@@ -146,6 +148,8 @@ fn main() -> ExitCode {
         trials.extend(here.trials("node", node::start, &[node::CLAIMS]));
         let claims = [containerd::CLAIMS, shim::CLAIMS];
         trials.extend(here.trials("shim", shim::start, &claims));
+        trials.extend(here.trials("faults-ctr", Ok, &[faults::CTR_CLAIMS]));
+        trials.extend(here.trials("faults-cri", faults::pods, &[faults::POD_CLAIMS]));
         let claims = [cri::CLAIMS, cri::NODE_CLAIMS];
         trials.extend(here.trials("cri", cri::start, &claims));
         let here = Here {
@@ -155,13 +159,18 @@ fn main() -> ExitCode {
         trials.extend(here.trials("cri-2", cri::start_second, &claims));
         let claims = [cri::CLAIMS, sandbox::CLAIMS];
         trials.extend(here.trials("cri-2-shim", cri::start_without_image, &claims));
+        let start = faults::pods_without_image;
+        trials.extend(here.trials("faults-cri-2-shim", start, &[faults::POD_CLAIMS]));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Under emulation a daemon takes minutes to start and to do anything: only who asks for it waits so long.
+/// Under emulation a daemon takes minutes to start and to do anything: only who asks for it waits so long, and longer for
+/// `all`.
+const ASKED_FOR: &str = "RT_TEST_CLIENTS";
+
 fn reason_not_to_run_in_the_lab() -> Option<String> {
-    let asked_for = env::var_os("RT_TEST_CLIENTS").is_some();
+    let asked_for = env::var_os(ASKED_FOR).is_some();
     (is_lab() && !asked_for).then(|| "slow in the lab: make test-clients".to_owned())
 }
 
@@ -184,18 +193,18 @@ impl Here<'_> {
         start: Starter<C>,
         claims: &[&[Entry<C>]],
     ) -> Vec<Trial> {
-        let in_lab = is_lab();
+        let only_essential =
+            is_lab() && env::var_os(ASKED_FOR).as_deref() != Some(OsStr::new("all"));
         let (model, rt) = (self.model, self.rt.to_owned());
         let started = Arc::new(LazyLock::new(move || {
             Start::new(client, model, &rt)
                 .and_then(start)
                 .map_err(|error| format!("cannot start {client}: {error}"))
         }));
-        let held = claims
-            .iter()
-            .copied()
-            .flatten()
-            .filter(|entry| entry.models.contains(&model) && (entry.essential || !in_lab));
+        let held =
+            claims.iter().copied().flatten().filter(|entry| {
+                entry.models.contains(&model) && (entry.essential || !only_essential)
+            });
         held.map(|entry| {
             let (claim, started) = (entry.claim, Arc::clone(&started));
             let name = format!("{client}::{}::{}", model.name(), entry.name);

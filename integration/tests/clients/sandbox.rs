@@ -12,10 +12,10 @@ use containerd_shim_protos::types::mount::Mount;
 use integration::{Claim, ensure, ensure_eq, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::containerd::{LIMIT, pids_of};
-use crate::cri::Cri;
+use crate::cri::{Cri, READY, state_of};
 use crate::{BOTH, Entry};
 
 pub const CLAIMS: &[Entry<Cri>] = &[
@@ -37,8 +37,6 @@ pub const CLAIMS: &[Entry<Cri>] = &[
     ),
 ];
 
-/// The states of a sandbox.
-const READY: i64 = 0;
 const NOT_READY: i64 = 1;
 
 fn a_pods_containers_have_its_files(cri: &Cri) -> Claim {
@@ -156,9 +154,4 @@ fn a_killed_shim_leaves_nothing(cri: &Cri) -> Claim {
     let state = cri.world().path(&state.unwrap_or_default());
     ensure!(!fs::exists(&state)?, "{} is left", state.display());
     pod.remove()
-}
-
-/// The state of a sandbox; the first of them is not written out.
-fn state_of(status: &Value) -> i64 {
-    status["status"]["state"].as_i64().unwrap_or(READY)
 }
