@@ -198,7 +198,8 @@ fn no_exit_is_lost(containerd: &Containerd) -> Claim {
         .ok()
         .map(|count| count.parse())
         .transpose()?;
-    let id = "storm";
+    // Its server is told from that of the same claim beside this one.
+    let id = &format!("storm-{}", containerd.world().cgroup());
     run_detached(containerd, id, &[], FOR_EVER)?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/exec_storm.py");
     let storm = |count: usize| -> Result<f64, Reason> {
