@@ -47,6 +47,10 @@ pub const CLAIMS: &[Entry] = &[
     ),
     ("files_behave_like_files", files_behave_like_files),
     (
+        "directories_list_what_they_have",
+        directories_list_what_they_have,
+    ),
+    (
         "tmpfs_on_a_new_directory_is_for_all_users",
         tmpfs_on_a_new_directory_is_for_all_users,
     ),
@@ -328,6 +332,21 @@ fn files_behave_like_files(fixture: &Fixture) -> Claim {
         outcome.stdout,
         "one\ntwo\nno\nfull\none\ntwo\n1048576\nsame\nruns\n",
         "output"
+    );
+    Ok(())
+}
+
+/// A listing has the directory itself and the one above, and of each entry the number that its file has.
+fn directories_list_what_they_have(fixture: &Fixture) -> Claim {
+    let mut bundle = fixture.bundle()?;
+    bundle.script(
+        "mkdir -p /tmp/d/e && cd /tmp/d && busybox ls -ai | while read number name; do \
+         echo $name; [ $number = $(stat -c %i $name) ] || echo not $number; done",
+    );
+    ensure_eq!(
+        fixture.run(&bundle)?.success()?.stdout,
+        ".\n..\ne\n",
+        "names"
     );
     Ok(())
 }
