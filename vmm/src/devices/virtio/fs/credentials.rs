@@ -49,11 +49,9 @@ pub(super) fn with_umask<T>(mask: u32, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Calls `f` without CAP_FSETID if a user of the guest asks, so that the kernel drops a set-user-id bit.
-pub(super) fn as_owner_of_no_set_id_bits<T>(
-    uid: u32,
-    f: impl FnOnce() -> io::Result<T>,
-) -> io::Result<T> {
+/// Calls `f` without CAP_FSETID unless the guest's root asks, so that the kernel clears the set-user-id bit of what a user
+/// changes.
+pub(super) fn as_user<T>(uid: u32, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let held = (None, CapSet::Effective, Capability::CAP_FSETID);
     if uid == 0 || !caps::has_cap(held.0, held.1, held.2).map_err(io::Error::other)? {
         return f();

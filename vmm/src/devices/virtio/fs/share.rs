@@ -923,7 +923,7 @@ impl FileSystem for SharedTree {
     ) -> io::Result<()> {
         self.check_writable()?;
         let (inode, handle) = (self.node(inode)?, self.file(handle)?);
-        credentials::as_owner_of_no_set_id_bits(ctx.uid, || {
+        credentials::as_user(ctx.uid, || {
             self.inner
                 .fallocate(ctx, inode, handle, mode, offset, length)
         })
