@@ -14,6 +14,7 @@ mod engine;
 mod faults;
 mod node;
 mod podman;
+mod process;
 mod sandbox;
 mod shim;
 
@@ -153,25 +154,16 @@ fn main() -> ExitCode {
         trials.extend(here.trials("node", node::start, &[node::CLAIMS]));
         let claims = [containerd::CLAIMS, shim::CLAIMS];
         trials.extend(here.trials("shim", shim::start, &claims));
-        let disturbed = Here {
-            ignored: here.ignored || without_faults,
-            ..here
-        };
+        let disturbed = here.unless(without_faults);
         trials.extend(disturbed.trials("faults-ctr", Ok, &[faults::CTR_CLAIMS]));
         trials.extend(disturbed.trials("faults-cri", faults::pods, &[faults::POD_CLAIMS]));
         let claims = [cri::CLAIMS, cri::NODE_CLAIMS];
         trials.extend(here.trials("cri", cri::start, &claims));
-        let here = Here {
-            ignored: here.ignored || has_no_second.is_some(),
-            ..here
-        };
+        let here = here.unless(has_no_second.is_some());
         trials.extend(here.trials("cri-2", cri::start_second, &claims));
         let claims = [cri::CLAIMS, sandbox::CLAIMS];
         trials.extend(here.trials("cri-2-shim", cri::start_without_image, &claims));
-        let disturbed = Here {
-            ignored: here.ignored || without_faults,
-            ..here
-        };
+        let disturbed = here.unless(without_faults);
         let start = faults::pods_without_image;
         trials.extend(disturbed.trials("faults-cri-2-shim", start, &[faults::POD_CLAIMS]));
     }
@@ -199,6 +191,14 @@ struct Here<'a> {
 }
 
 impl Here<'_> {
+    /// The same, where nothing runs for a further reason.
+    fn unless(&self, reason: bool) -> Self {
+        Self {
+            ignored: self.ignored || reason,
+            ..*self
+        }
+    }
+
     /// The trials of one client, which the first of them starts and the last one ends.
     fn trials<C: Send + Sync + 'static>(
         &self,

@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::containerd::{Containerd, LIMIT, Runtime, SOCKET, pids_of, start_with};
+use crate::process::Process;
 use crate::{BOTH, CONTAINER, Entry, Reason, Start, is_lab};
 
 pub const CLAIMS: &[Entry<Containerd>] = &[
@@ -163,27 +164,18 @@ const EXECS_A_SECOND: f64 = 100.0;
 /// How much the server's own memory may grow meanwhile, in KiB.
 const GROWTH: u64 = 2048;
 
-/// The server of the shim: not its worker, which is its child.
-fn server(id: &str) -> Result<PathBuf, Reason> {
+/// The pid of the shim's server: not that of its worker, which is its child.
+fn server(id: &str) -> Result<i32, Reason> {
     let pids = shims(id)?;
-    let parent = |pid: &i32| -> Option<i32> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()
-    };
-    let mut servers = pids
-        .iter()
-        .filter(|pid| parent(pid).is_some_and(|parent| !pids.contains(&parent)));
-    let server = servers.next().ok_or("there is no server")?;
-    Ok(format!("/proc/{server}").into())
+    let is_server =
+        |pid: &i32| Process::of(*pid).is_some_and(|process| !pids.contains(&process.parent));
+    let server = pids.iter().copied().find(is_server);
+    Ok(server.ok_or("there is no server")?)
 }
 
 /// The descriptors of a process, and its own memory in KiB.
-fn use_of(process: &Path) -> Result<(usize, u64), Reason> {
+fn use_of(pid: i32) -> Result<(usize, u64), Reason> {
+    let process = Path::new("/proc").join(pid.to_string());
     let descriptors = fs::read_dir(process.join("fd"))?.count();
     let status = fs::read_to_string(process.join("status"))?;
     let mut lines = status
@@ -217,14 +209,14 @@ fn no_exit_is_lost(containerd: &Containerd) -> Claim {
     let server = server(id)?;
     // By then it has its threads.
     storm(AT_ONCE * 8)?;
-    let (descriptors, memory) = use_of(&server)?;
+    let (descriptors, memory) = use_of(server)?;
     let count = asked_for.unwrap_or(EXECS);
     let seconds = storm(count)?;
     eventually(LIMIT, || {
-        ensure_eq!(use_of(&server)?.0, descriptors, "descriptors of the server");
+        ensure_eq!(use_of(server)?.0, descriptors, "descriptors of the server");
         Ok(())
     })?;
-    let grown = use_of(&server)?.1.saturating_sub(memory);
+    let grown = use_of(server)?.1.saturating_sub(memory);
     ensure!(
         grown <= GROWTH,
         "the server grew by {grown} KiB, from {memory}"
@@ -525,12 +517,7 @@ fn a_container_that_is_given_up_is_removed(containerd: &Containerd) -> Claim {
 fn a_server_that_is_killed_makes_no_container(containerd: &Containerd) -> Claim {
     let id = "half-made";
     let mut held = hold(containerd, id)?;
-    let server = server(id)?;
-    let pid = server
-        .file_name()
-        .and_then(|pid| pid.to_str())
-        .unwrap_or_default();
-    kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+    kill(Pid::from_raw(server(id)?), Signal::SIGKILL)?;
     wait_with_limit(&mut held.run, LIMIT)?;
     // containerd waits for `delete` for some seconds, and has the bundle no more when that has succeeded.
     eventually(LIMIT, || {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use integration::{Claim, Outcome, World, ensure, eventually, finish};
 
 use super::{
-    Client, EXEC, EXEC_CODE, EXIT_CODE, KILLED, LOST, SERVICE, SETTLED, Told, Victim, lock, scaled,
+    Client, EXEC, SERVICE, SETTLED, Told, Victim, ended_codes, exec_told, lock, scaled,
+    stopped_codes,
 };
 use crate::containerd::{Containerd, LIMIT, Runtime, start_with};
 use crate::{Reason, Start};
@@ -70,10 +71,8 @@ impl Ctr {
         let id = self.id();
         let exec = ["tasks", "exec", "--exec-id", &name, &id, "sh", "-c", EXEC];
         let outcome = self.call(&exec)?;
-        match outcome.code() {
-            EXEC_CODE => Ok(()),
-            code => Err(refusal(&outcome).unwrap_or_else(|| killed("the exec", code, victim))),
-        }
+        let told = exec_told(outcome.code(), victim);
+        told.map_err(|told| refusal(&outcome).unwrap_or(told))
     }
 
     fn stop(&self) -> Result<(), Told> {
@@ -107,12 +106,7 @@ impl Ctr {
     }
 
     fn remove(&self, victim: Option<Victim>) -> Result<(), Told> {
-        let codes = match victim {
-            None | Some(Victim::Containerd) => [EXIT_CODE].as_slice(),
-            Some(Victim::Shim) => &[EXIT_CODE, KILLED, LOST],
-            Some(Victim::FirstProcess | Victim::Vmm) => &[EXIT_CODE, KILLED],
-        };
-        self.remove_task(codes)?;
+        self.remove_task(stopped_codes(victim))?;
         self.told(&["containers", "delete", &self.id()])
     }
 
@@ -120,14 +114,6 @@ impl Ctr {
         let containers = self.containerd.told(&["containers", "list", "--quiet"])?;
         let is_listed = containers.lines().any(|line| line == self.id());
         Ok(is_listed || self.containerd.status(&self.id())? != "none")
-    }
-}
-
-/// What a process's exit code says that is not its own.
-fn killed(what: &str, code: i32, victim: Option<Victim>) -> Told {
-    match (code, victim) {
-        (KILLED, Some(_)) | (LOST, Some(Victim::Shim)) => Told::Failure(format!("{what}: {code}")),
-        _ => Told::Wrong(format!("{what}: the exit code is {code}")),
     }
 }
 
@@ -171,12 +157,7 @@ impl Client for Ctr {
                 if self.containerd.status(&self.id())? == "none" {
                     return Ok(());
                 }
-                let stopped = [STOP, REMOVE].contains(&step).then_some(EXIT_CODE);
-                let lost = (victim == Victim::Shim).then_some(LOST);
-                let codes: Vec<i32> = [Some(KILLED), stopped, lost]
-                    .into_iter()
-                    .flatten()
-                    .collect();
+                let codes = ended_codes(victim, [STOP, REMOVE].contains(&step));
                 match self.remove_task(&codes) {
                     // Then what is left is removed by force.
                     Err(Told::Failure(_)) if victim == Victim::Shim => Ok(()),

@@ -30,6 +30,7 @@ use nix::unistd::Pid;
 
 use crate::containerd::LIMIT;
 use crate::cri::{self, Cri};
+use crate::process::Process;
 use crate::{BOTH, Entry, MICROVM, Reason, Start, is_lab};
 
 /// Claims for clients that start their daemons themselves, one each: what is left behind is seen by comparison.
@@ -113,6 +114,34 @@ const EXEC_CODE: i32 = 7;
 /// The exit code of a process that was killed, and that which containerd tells when it does not know.
 const KILLED: i32 = 137;
 const LOST: i32 = 255;
+
+/// The exit codes that a container may have which was stopped while somebody was killed.
+fn stopped_codes(victim: Option<Victim>) -> &'static [i32] {
+    match victim {
+        None | Some(Victim::Containerd) => &[EXIT_CODE],
+        Some(Victim::FirstProcess | Victim::Vmm) => &[EXIT_CODE, KILLED],
+        Some(Victim::Shim) => &[EXIT_CODE, KILLED, LOST],
+    }
+}
+
+/// Those that it may have when it ended by that; it may have been stopped before.
+fn ended_codes(victim: Victim, may_be_stopped: bool) -> Vec<i32> {
+    let mut codes = vec![KILLED];
+    codes.extend(may_be_stopped.then_some(EXIT_CODE));
+    codes.extend((victim == Victim::Shim).then_some(LOST));
+    codes
+}
+
+/// What the exit code of [`EXEC`] tells.
+fn exec_told(code: i32, victim: Option<Victim>) -> Result<(), Told> {
+    match (code, victim) {
+        (EXEC_CODE, _) => Ok(()),
+        (KILLED, Some(_)) | (LOST, Some(Victim::Shim)) => {
+            Err(Told::Failure(format!("the exec: {code}")))
+        }
+        _ => Err(Told::Wrong(format!("the exec: the exit code is {code}"))),
+    }
+}
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,42 +425,6 @@ fn kill_all(processes: &[Process]) -> Result<Vec<String>, Reason> {
         }
     }
     Ok(killed)
-}
-
-/// A process.
-#[derive(Debug, Default)]
-struct Process {
-    pid: i32,
-    parent: i32,
-    name: String,
-    words: Vec<String>,
-}
-
-impl Process {
-    /// None: it has ended.
-    fn of(pid: i32) -> Option<Self> {
-        let dir = Path::new("/proc").join(pid.to_string());
-        let stat = fs::read_to_string(dir.join("stat")).ok()?;
-        let (head, rest) = stat.rsplit_once(')')?;
-        let mut rest = rest.split_whitespace();
-        if rest.next()? == "Z" {
-            return None;
-        }
-        let line = fs::read(dir.join("cmdline")).ok()?;
-        let words = line.split(|byte| *byte == 0);
-        Some(Self {
-            pid,
-            parent: rest.next()?.parse().ok()?,
-            name: head.split_once('(')?.1.to_owned(),
-            words: words
-                .map(|word| String::from_utf8_lossy(word).into_owned())
-                .collect(),
-        })
-    }
-
-    fn has(&self, word: &str) -> bool {
-        self.words.iter().any(|own| own == word)
-    }
 }
 
 /// The processes in the world's own pid namespace.

@@ -7,7 +7,8 @@ use integration::{Claim, World, ensure, ensure_eq, eventually};
 use serde_json::{Value, json};
 
 use super::{
-    Client, EXEC, EXEC_CODE, EXIT_CODE, KILLED, LOST, SERVICE, SETTLED, Told, Victim, lock, scaled,
+    Client, EXEC, EXIT_CODE, SERVICE, SETTLED, Told, Victim, ended_codes, exec_told, lock, scaled,
+    stopped_codes,
 };
 use crate::containerd::LIMIT;
 use crate::cri::{Cri, EXITED, READY, RUNNING, create_request, state_of};
@@ -93,13 +94,7 @@ impl PodClient {
         let response = self.call("ExecSync", &request)?;
         // 0 is not written out.
         let code = response["exit_code"].as_i64().unwrap_or_default();
-        match (i32::try_from(code)?, victim) {
-            (EXEC_CODE, _) => Ok(()),
-            (KILLED, Some(_)) | (LOST, Some(Victim::Shim)) => {
-                Err(Told::Failure(format!("the exec: {code}")))
-            }
-            _ => Err(Told::Wrong(format!("the exec: the exit code is {code}"))),
-        }
+        exec_told(i32::try_from(code)?, victim)
     }
 
     fn stop(&self, codes: &[i32], victim: Option<Victim>) -> Result<(), Told> {
@@ -162,13 +157,7 @@ impl PodClient {
             return Ok(());
         }
         self.wait_for_end()?;
-        let stopped = (step == STOP).then_some(EXIT_CODE);
-        let lost = (victim == Victim::Shim).then_some(LOST);
-        let codes: Vec<i32> = [Some(KILLED), stopped, lost]
-            .into_iter()
-            .flatten()
-            .collect();
-        self.has_ended_with(&codes)
+        self.has_ended_with(&ended_codes(victim, step == STOP))
     }
 }
 
@@ -193,14 +182,7 @@ impl Client for PodClient {
             CREATE => self.create(),
             START => self.of_container("StartContainer").map(drop),
             EXECUTE => self.execute(victim),
-            STOP => {
-                let codes: &[i32] = match victim {
-                    None | Some(Victim::Containerd) => &[EXIT_CODE],
-                    Some(Victim::FirstProcess | Victim::Vmm) => &[EXIT_CODE, KILLED],
-                    Some(Victim::Shim) => &[EXIT_CODE, KILLED, LOST],
-                };
-                self.stop(codes, victim)
-            }
+            STOP => self.stop(stopped_codes(victim), victim),
             REMOVE => self.of_container("RemoveContainer").map(drop),
             STOP_POD => self.of_pod("StopPodSandbox").map(drop),
             _ => self.of_pod("RemovePodSandbox").map(drop),
