@@ -42,6 +42,8 @@ const ACCESS_LISTS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl
 /// such places: the highest is the end of those of ext4, the others of which are far below.
 const BEHIND_SELF: u64 = i64::MAX as u64 - 2;
 const BEHIND_PARENT: u64 = i64::MAX as u64 - 1;
+/// The bytes of a directory that the server reads at least at a time: room for its `.`, its `..` and the longest name.
+const SMALLEST_LISTING: u32 = 4096;
 /// The most directories below the root of a share that may be mounts of their own.
 const MAX_MOUNTS: usize = 1024;
 
@@ -589,6 +591,9 @@ impl SharedTree {
             offset => offset,
         };
         let add = &mut |name: DirEntry<'_>, entry| add(name, Some(entry));
+        // What the server leaves out takes room in its buffer, and one that had nothing else would look like the end. How
+        // much the guest is told is for `add` to say.
+        let size = size.max(SMALLEST_LISTING);
         self.inner
             .readdirplus(ctx, inode, handle, size, offset, add)
     }
