@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
 /// `KVM_GET_STATS_FD`, `_IO(KVMIO, 0xce)` of the kernel's `uapi/linux/kvm.h`.
-const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
+const KVM_GET_STATS_FD: libc::Ioctl = 0xaece;
 /// `struct kvm_stats_header`: six 32-bit numbers.
 const HEADER_BYTES: usize = 24;
 /// `struct kvm_stats_desc` without its name.

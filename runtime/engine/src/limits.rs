@@ -4,6 +4,7 @@ use std::fs;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
 use crate::error::{Context, Error};
 
@@ -34,28 +35,19 @@ pub(crate) fn raise_rlimits(pid: Pid, process: &Process) -> Result<(), Error> {
 
 /// Whether the hard limit is above this process's.
 fn is_raised(limit: &PosixRlimit) -> bool {
-    let mut own = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the structure is ours and is filled.
-    let answer = unsafe { libc::getrlimit(resource(limit.typ()), &raw mut own) };
-    answer == 0 && limit.hard() > own.rlim_max
+    let own = getrlimit(resource(limit.typ())).maximum;
+    own.is_some_and(|own| limit.hard() > own)
 }
 
 fn set(pid: Pid, limit: &PosixRlimit) -> Result<(), Error> {
-    let value = libc::rlimit {
-        rlim_cur: limit.soft(),
-        rlim_max: limit.hard(),
+    let finite = |value| (value != libc::RLIM_INFINITY).then_some(value);
+    let value = Rlimit {
+        current: finite(limit.soft()),
+        maximum: finite(limit.hard()),
     };
-    let old = std::ptr::null_mut();
-    // SAFETY: the structure is read, the old value is not asked for.
-    let answer =
-        unsafe { libc::prlimit(pid.as_raw(), resource(limit.typ()), &raw const value, old) };
-    if answer == 0 {
-        return Ok(());
-    }
-    Err(std::io::Error::last_os_error()).context(|| {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw());
+    let set = prlimit(pid, resource(limit.typ()), value);
+    set.map(drop).context(|| {
         format!(
             "cannot set process.rlimits {} to {}:{} (raising a hard limit needs CAP_SYS_RESOURCE)",
             limit.typ(),
@@ -89,23 +81,23 @@ fn set_oom_score_of(name: &str, process: &Process) -> Result<(), Error> {
     })
 }
 
-fn resource(kind: PosixRlimitType) -> libc::__rlimit_resource_t {
+fn resource(kind: PosixRlimitType) -> Resource {
     match kind {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
     }
 }

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::RenameFlags;
 use oci_spec::runtime::Spec;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::layer::{self, Limits};
 use super::layout::{self, Wanted};
@@ -143,22 +143,16 @@ impl Unfinished {
         let exists = || Error::Exists {
             path: target.to_owned(),
         };
-        match nix::fcntl::renameat2(
-            None,
-            &self.path,
-            None,
-            target,
-            RenameFlags::RENAME_NOREPLACE,
-        ) {
+        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
             // The file system has no such rename; an empty directory of that name is the most it can replace.
-            Err(Errno::EINVAL | Errno::ENOSYS) => {
+            Err(Errno::INVAL | Errno::NOSYS) => {
                 fs::rename(&self.path, target).map_err(|e| match e.kind() {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => exists(),
                     _ => Error::io("create", target)(e),
                 })
             }
-            Err(Errno::EEXIST) => Err(exists()),
+            Err(Errno::EXIST) => Err(exists()),
             Err(e) => Err(Error::io("create", target)(e.into())),
         }
     }

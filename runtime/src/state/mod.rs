@@ -16,7 +16,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use engine::fault;
-use nix::fcntl::{FcntlArg, RenameFlags, fcntl, renameat2};
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 pub use record::{Phase, RECORD_VERSION, Record, Status};
 
@@ -144,16 +146,16 @@ impl Store {
             .map_err(io_error("create", &pending))?;
         fault::point("state.directory-made");
         let made = Self::fill(&pending, &record).and_then(|lock| {
-            renameat2(None, &pending, None, &dir, RenameFlags::RENAME_NOREPLACE).map_err(
-                |errno| match errno {
-                    nix::errno::Errno::EEXIST => StateError::Exists { id: id.clone() },
+            renameat_with(CWD, &pending, CWD, &dir, RenameFlags::NOREPLACE).map_err(|errno| {
+                match errno {
+                    Errno::EXIST => StateError::Exists { id: id.clone() },
                     errno => StateError::Io {
                         operation: "create",
                         path: dir.clone(),
                         source: errno.into(),
                     },
-                },
-            )?;
+                }
+            })?;
             fault::point("state.id-taken");
             Ok(lock)
         });

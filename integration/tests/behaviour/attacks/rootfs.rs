@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use integration::{Bundle, Claim, Fixture, Model, Outcome, ensure, ensure_eq};
-use nix::fcntl::{RenameFlags, renameat2};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 
 use super::Outside;
@@ -81,7 +81,7 @@ fn while_swapping(dir: &Path, names: [&str; 2], run: impl FnOnce() -> Claim) -> 
         let swaps = scope.spawn(|| {
             let mut swaps = 0u64;
             while !stop.load(Ordering::Relaxed) {
-                let swapped = renameat2(None, &one, None, &other, RenameFlags::RENAME_EXCHANGE);
+                let swapped = renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE);
                 swaps += u64::from(swapped.is_ok());
             }
             swaps

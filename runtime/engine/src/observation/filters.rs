@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::{Instruction, Thread, ThreadFilters};
 
-const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_SECCOMP_GET_FILTER: libc::c_long = 0x420c;
 
 /// The longest program that the kernel takes (`BPF_MAXINSNS`).
 const LENGTH_LIMIT: usize = 4096;
@@ -171,7 +171,8 @@ fn filter(thread: Pid, index: usize) -> Result<Vec<Instruction>, Errno> {
     ];
     // SAFETY: the kernel writes at most `BPF_MAXINSNS` instructions, for which there is room.
     let count = unsafe {
-        libc::ptrace(
+        libc::syscall(
+            libc::SYS_ptrace,
             PTRACE_SECCOMP_GET_FILTER,
             thread.as_raw(),
             index,

@@ -2,10 +2,11 @@
 //! there is a map.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
 
 use super::IdMaps;
 
@@ -13,8 +14,8 @@ use super::IdMaps;
 const MAPS: u64 = 0x2000 | 0x4000;
 /// `linux/stat.h`: the number of a mount that no other ever has.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
-/// `linux/nsfs.h`: `_IOR(0xb7, 0x5, __u64)`, the number of a mount namespace.
-const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705;
+/// `linux/nsfs.h`: the number of a mount namespace.
+const NS_GET_MNTNS_ID: Opcode = opcode::read::<u64>(0xb7, 0x5);
 /// The call, of all architectures.
 const SYS_STATMOUNT: libc::c_long = 457;
 
@@ -38,10 +39,8 @@ struct Request {
 /// The number of a process's mount namespace, by which its mounts are asked for.
 pub(super) fn namespace(pid: Pid) -> Option<u64> {
     let file = File::open(format!("/proc/{pid}/ns/mnt")).ok()?;
-    let mut id = 0_u64;
-    // SAFETY: the request writes a number of this size, to where there is one.
-    let answer = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_MNTNS_ID, &raw mut id) };
-    (answer == 0).then_some(id)
+    // SAFETY: the request writes a number of this size.
+    unsafe { ioctl(file, Getter::<NS_GET_MNTNS_ID, u64>::new()) }.ok()
 }
 
 /// The maps of the mount of `file`, which is in a mount namespace; none if it has none, or the kernel does not tell.

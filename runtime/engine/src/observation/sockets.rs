@@ -92,7 +92,7 @@ fn identity(socket: &Socket) -> io::Result<Option<Identity>> {
     if !file.metadata()?.file_type().is_socket() {
         return Ok(None);
     }
-    let network = related(&file, libc::SIOCGSKNS)?;
+    let network = related(&file, libc::SIOCGSKNS as libc::Ioctl)?;
     let is_unix = sockopt::socket_domain(&file)? == AddressFamily::UNIX;
     let name = is_unix.then(|| getsockname(&file)).transpose()?;
     let name = name.and_then(|name| SocketAddrUnix::try_from(name).ok());

@@ -388,12 +388,20 @@ fn seccomp_asks_who_listens() {
             let mut reply = [0u64; 3];
             // Kernel ABI: SECCOMP_IOCTL_NOTIF_RECV and _SEND on structures of 80 and 24 bytes.
             // SAFETY: they have the sizes that the numbers of the requests say.
-            let received = unsafe { libc::ioctl(listener, 0xc050_2100, request.as_mut_ptr()) };
+            let received = unsafe {
+                libc::ioctl(
+                    listener,
+                    0xc050_2100_u32 as libc::Ioctl,
+                    request.as_mut_ptr(),
+                )
+            };
             assert_eq!(received, 0);
             reply[0] = request[0];
             reply[2] = u64::from((-libc::EDOM) as u32);
             // SAFETY: as above.
-            let sent = unsafe { libc::ioctl(listener, 0xc018_2101, reply.as_mut_ptr()) };
+            let sent = unsafe {
+                libc::ioctl(listener, 0xc018_2101_u32 as libc::Ioctl, reply.as_mut_ptr())
+            };
             assert_eq!(sent, 0);
         });
         container.engine.start().unwrap();

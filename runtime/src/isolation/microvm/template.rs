@@ -12,12 +12,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{RenameFlags, renameat2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::utsname::uname;
 use protocol::message::{Network, RenewRequest};
 use protocol::method::Renew;
 use protocol::{ROOTFS_TAG, RPC_PORT, VOLUMES_TAG};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -430,11 +430,11 @@ impl<'a> Templates<'a> {
     fn put(&self, unfinished: &Unfinished, id: &str) -> Result<(), TemplateError> {
         let directory = self.root.join(id);
         let how = if directory.exists() {
-            RenameFlags::RENAME_EXCHANGE
+            RenameFlags::EXCHANGE
         } else {
-            RenameFlags::RENAME_NOREPLACE
+            RenameFlags::NOREPLACE
         };
-        renameat2(None, &unfinished.0, None, &directory, how)
+        renameat_with(CWD, &unfinished.0, CWD, &directory, how)
             .map_err(|errno| file("create", &directory)(errno.into()))
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{RenameFlags, renameat2};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::host::is_bait;
 use super::{Failed, Got, Told};
@@ -43,7 +43,7 @@ pub(super) fn link(told: &Told) -> Result<Got, Failed> {
     let mut result = Err(Failed::Untried("no link can be made"));
     for target in beside.as_deref().into_iter().chain([bait]) {
         symlink(target, &link)?;
-        let exchange = || renameat2(None, &directory, None, &link, RenameFlags::RENAME_EXCHANGE);
+        let exchange = || renameat_with(CWD, &directory, CWD, &link, RenameFlags::EXCHANGE);
         result = race(told, exchange, &directory.join(name));
         // Which of them is the link now is not known.
         let _ = fs::remove_file(&directory).and_then(|()| fs::rename(&link, &directory));

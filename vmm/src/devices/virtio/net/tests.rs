@@ -41,13 +41,21 @@ impl Link {
         // SAFETY: both requests take an `ifreq` that outlives the call; the kernel fills in the index.
         let index = unsafe {
             assert_eq!(
-                libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request),
+                libc::ioctl(
+                    socket.as_raw_fd(),
+                    libc::SIOCGIFINDEX as libc::Ioctl,
+                    &raw mut request
+                ),
                 0
             );
             let index = request.ifr_ifru.ifru_ifindex;
             request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
             assert_eq!(
-                libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request),
+                libc::ioctl(
+                    socket.as_raw_fd(),
+                    libc::SIOCSIFFLAGS as libc::Ioctl,
+                    &raw mut request
+                ),
                 0
             );
             index

@@ -84,7 +84,7 @@ impl HostSocket {
         // The mode that bind gives to the file: it never exists with another one.
         fchmod(socket.as_raw_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
         bind(socket.as_raw_fd(), &address)?;
-        listen(&socket, Backlog::new(128)?)?;
+        listen(&socket, Backlog::MAXALLOWABLE)?;
         Ok(UnixListener::from(socket))
     }
 
