@@ -17,7 +17,7 @@
 here := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 PREFIX ?= /usr/local
 CARGO ?= cargo
-release := $(here)/target/x86_64-unknown-linux-gnu/release
+release := $(here)/target/x86_64-unknown-linux-musl/release
 
 .DEFAULT_GOAL := build
 .PHONY: run test test-programs test-crash test-clients test-load test-faults fuzz build install image guest lab setup bundles

@@ -149,7 +149,9 @@ const EVERY: Table = &[
     (libc::SYS_rt_sigreturn, Always),
     (libc::SYS_sched_yield, Always),
     (libc::SYS_sigaltstack, Always),
+    // A signal for a thread: our own call, and that of the C library.
     (libc::SYS_tgkill, Always),
+    (libc::SYS_tkill, Always),
     (libc::SYS_write, Always),
     (libc::SYS_writev, Always),
 ];
@@ -214,10 +216,12 @@ const FS: Table = &[
     (libc::SYS_linkat, Always),
     (libc::SYS_listxattr, Always),
     (libc::SYS_lseek, Always),
+    (libc::SYS_lstat, Always),
     (libc::SYS_mkdirat, Always),
     (libc::SYS_mknodat, Always),
     (libc::SYS_name_to_handle_at, Always),
     (libc::SYS_newfstatat, Always),
+    (libc::SYS_open, Always),
     (libc::SYS_open_by_handle_at, Always),
     (libc::SYS_openat, Always),
     (libc::SYS_openat2, Always),
@@ -234,6 +238,7 @@ const FS: Table = &[
     (libc::SYS_setresgid, Always),
     (libc::SYS_setresuid, Always),
     (libc::SYS_setxattr, Always),
+    (libc::SYS_stat, Always),
     (libc::SYS_statfs, Always),
     (libc::SYS_statx, Always),
     (libc::SYS_symlinkat, Always),
@@ -297,7 +302,9 @@ const MAIN: Table = &[
     (libc::SYS_ioctl, Is(1, libc::TIOCSWINSZ as u32)),
     (libc::SYS_kill, Always),
     (libc::SYS_lseek, Always),
+    (libc::SYS_lstat, Always),
     (libc::SYS_newfstatat, Always),
+    (libc::SYS_open, Always),
     (libc::SYS_openat, Always),
     (libc::SYS_pipe2, Always),
     (libc::SYS_ppoll, Always),
@@ -311,6 +318,7 @@ const MAIN: Table = &[
     (libc::SYS_signalfd4, Always),
     (libc::SYS_socket, Is(0, AF_UNIX)),
     (libc::SYS_splice, Always),
+    (libc::SYS_stat, Always),
     (libc::SYS_statx, Always),
     (libc::SYS_timerfd_create, Always),
     (libc::SYS_timerfd_settime, Always),
@@ -433,15 +441,6 @@ extern "C" fn on_violation(_: libc::c_int, _: *mut libc::siginfo_t, context: *mu
     }
 }
 
-/// Has the allocator ask the kernel for nothing but memory. To be called before this process has other threads.
-///
-/// With a heap for each thread, as it is by default, glibc's allocator reads a file below `/proc` when it first gives back
-/// part of one, at any `free`; a confined thread would be killed. The heap of the first thread grows and shrinks by brk(2).
-pub fn prepare_allocator() {
-    // SAFETY: it takes two numbers; no other thread is allocating.
-    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
 impl From<SeccompError> for io::Error {
     fn from(error: SeccompError) -> Self {
         Self::other(error)
@@ -501,7 +500,6 @@ mod tests {
             assert!(child.status.success(), "{child:?}");
             return;
         }
-        prepare_allocator();
         let thread = std::thread::spawn(|| {
             // Each too small to be a mapping of its own.
             let blocks: Vec<_> = (0..100).map(|_| vec![1_u8; 100_000]).collect();
@@ -604,7 +602,7 @@ mod tests {
     fn no_thread_but_the_first_changes_what_memory_the_guest_has() {
         for thread in ALL {
             let result = in_child(thread, || {
-                let request = libc::c_ulong::from(KVM_SET_USER_MEMORY_REGION);
+                let request = KVM_SET_USER_MEMORY_REGION as libc::Ioctl;
                 // SAFETY: an ioctl on no descriptor.
                 unsafe { libc::ioctl(-1, request, 0) == -1 }
             });
@@ -616,11 +614,32 @@ mod tests {
         }
     }
 
+    /// As the main thread takes a vCPU out of the guest.
+    #[test]
+    fn a_thread_may_signal_another() {
+        let result = in_child(Thread::Main, || {
+            // SAFETY: the thread is this one, and signal 0 does nothing to it.
+            unsafe { libc::pthread_kill(libc::pthread_self(), 0) == 0 }
+        });
+        assert_eq!(result, Ok(0));
+    }
+
+    #[test]
+    fn files_are_opened_and_looked_at_as_the_c_library_does() {
+        for thread in [Thread::Main, Thread::Fs] {
+            let result = in_child(thread, || {
+                let looked = std::fs::metadata("/").and(std::fs::symlink_metadata("/"));
+                std::fs::File::open("/").is_ok() && looked.is_ok()
+            });
+            assert_eq!(result, Ok(0), "{thread:?}");
+        }
+    }
+
     #[test]
     fn a_vcpu_may_only_enter_the_guest() {
         let result = in_child(Thread::Vcpu, || {
             // SAFETY: an ioctl on no descriptor.
-            unsafe { libc::ioctl(-1, libc::c_ulong::from(KVM_RUN), 0) == -1 }
+            unsafe { libc::ioctl(-1, KVM_RUN as libc::Ioctl, 0) == -1 }
         });
         assert_eq!(result, Ok(0));
         // KVM_CREATE_VM.

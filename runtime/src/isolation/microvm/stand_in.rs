@@ -68,7 +68,6 @@ pub fn spawn(
         ForkResult::Parent { child } => Ok((child, report)),
         ForkResult::Child => {
             drop(report);
-            vmm::seccomp::prepare_allocator();
             // For who lists processes: the command line stays that of the caller.
             let _ = nix::sys::prctl::set_name(c"rt-stand-in");
             let keep: Vec<_> = keep.iter().map(|fd| fd.as_raw_fd()).collect();

@@ -301,7 +301,6 @@ pub fn errno(action: impl Into<String>) -> impl FnOnce(nix::Error) -> VmmError {
 
 /// The VMM process's life: boots, reports, and ends as the container's init ends. The result is its exit code.
 fn run(args: &VmmArgs) -> u8 {
-    seccomp::prepare_allocator();
     // SAFETY: our parent made these descriptors for us and nobody else in this process knows them.
     let (orders, report, held) = unsafe {
         (
