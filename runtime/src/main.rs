@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use dlmalloc::GlobalDlmalloc;
 use runtime::isolation::microvm;
 use runtime::verify::attack;
+
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();

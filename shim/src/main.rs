@@ -33,9 +33,13 @@ use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use dlmalloc::GlobalDlmalloc;
 use error::Failure;
 use flags::{Action, Flags};
 use runtime::isolation::microvm;
+
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();

@@ -26,3 +26,8 @@ pub use config::{KernelConfig, Origin, SharedDirectory, VmConfig, VsockConfig};
 pub use devices::serial::ConsoleTail;
 pub use exit::VmExit;
 pub use vm::{Error, PausedVm, RunningVm, Timeline, Vm};
+
+/// That of `rt`, so that the tests of the filters see its system calls.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

@@ -8,6 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use agent::{Agent, boot};
+use dlmalloc::GlobalDlmalloc;
+
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 /// The agent's own files in the guest: the engine's records and console sockets.
 const DIRECTORY: &str = "/run/rt-agent";
