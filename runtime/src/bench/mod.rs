@@ -1,8 +1,8 @@
 //! `rt bench`: what a container costs, in both isolation models and beside the runtimes on the PATH.
 //!
 //! Runtimes take turns, so that a machine whose speed drifts treats them alike; medians and ratios are what counts.
-//! Each is used as a client uses it: by its command line, on a bundle with the default configuration and the smallest
-//! program there is.
+//! Each is used as a client uses it: by its command line, on a bundle with the default configuration, or a given one, and
+//! the smallest program there is.
 
 mod measure;
 mod program;
@@ -16,11 +16,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::{Value, json};
+use oci_spec::runtime::Spec;
+use serde_json::Value;
 use tempfile::TempDir;
 
 pub use report::Report;
 use report::{Measured, Metric};
+
+use crate::bundle::{self, BundleError};
 
 /// Runtimes to compare with, if they are on the PATH.
 const PEERS: &[&str] = &["crun", "runc"];
@@ -40,6 +43,10 @@ pub struct BenchArgs {
     /// Let each runtime have this many other containers meanwhile, created and not started.
     #[arg(long, value_name = "N", default_value_t = 0)]
     existing: u32,
+    /// Measure with this configuration, a bundle's `config.json`, instead of the one that `rt spec` writes. The program,
+    /// the root and the terminal are the benchmark's own.
+    #[arg(long, value_name = "FILE")]
+    spec: Option<PathBuf>,
 }
 
 /// Why nothing could be measured.
@@ -48,6 +55,9 @@ pub enum BenchError {
     /// The bundles cannot be made.
     #[error("cannot prepare the bundles to measure with")]
     Prepare(#[source] io::Error),
+    /// The configuration to measure with is none.
+    #[error(transparent)]
+    Spec(#[from] BundleError),
     /// A runtime worked at first and failed then.
     #[error("{runtime} failed in round {round} at {step}")]
     Failed {
@@ -90,7 +100,8 @@ struct Bundles {
 pub fn run(args: &BenchArgs) -> Result<String, BenchError> {
     let dir = TempDir::with_prefix("rt-bench-").map_err(BenchError::Prepare)?;
     let own = env::current_exe().map_err(BenchError::Prepare)?;
-    let bundles = bundles(&own, dir.path()).map_err(BenchError::Prepare)?;
+    let spec = spec(args, &own, dir.path())?;
+    let bundles = bundles(&spec, dir.path()).map_err(BenchError::Prepare)?;
     let mut contestants = Vec::new();
     let mut absent = Vec::new();
     for mut contestant in candidates(&own, dir.path(), &args.only) {
@@ -175,19 +186,37 @@ fn candidates(own: &Path, dir: &Path, only: &[String]) -> Vec<Contestant> {
     all
 }
 
-fn bundles(own: &Path, dir: &Path) -> io::Result<Bundles> {
+/// The configuration that all bundles have.
+fn spec(args: &BenchArgs, own: &Path, dir: &Path) -> Result<Spec, BenchError> {
+    let path = match &args.spec {
+        Some(path) => fs::canonicalize(path).map_err(|source| BundleError::Read {
+            path: path.clone(),
+            source,
+        })?,
+        None => {
+            measure::run(Command::new(own).args(["spec", "--bundle"]).arg(dir))
+                .map_err(BenchError::Prepare)?;
+            dir.join("config.json")
+        }
+    };
+    let (mut spec, _) = bundle::load_config(&path)?;
+    // crun before 1.9 refuses a newer one.
+    spec.set_version("1.0.2".to_owned());
+    let process = spec.process_mut().get_or_insert_default();
+    process
+        .set_terminal(Some(false))
+        .set_args(Some(vec!["/bin/program".to_owned()]));
+    let root = spec.root_mut().get_or_insert_default();
+    root.set_path("rootfs".into()).set_readonly(Some(false));
+    Ok(spec)
+}
+
+fn bundles(spec: &Spec, dir: &Path) -> io::Result<Bundles> {
     let make = |name: &str, program: Vec<u8>| -> io::Result<PathBuf> {
         let bundle = dir.join(name);
         let bin = bundle.join("rootfs/bin");
         fs::create_dir_all(&bin)?;
-        measure::run(Command::new(own).args(["spec", "--bundle"]).arg(&bundle))?;
-        let mut spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
-        // crun before 1.9 refuses a newer one.
-        spec["ociVersion"] = json!("1.0.2");
-        spec["process"]["terminal"] = json!(false);
-        spec["process"]["args"] = json!(["/bin/program"]);
-        spec["root"]["readonly"] = json!(false);
-        fs::write(bundle.join("config.json"), spec.to_string())?;
+        fs::write(bundle.join("config.json"), serde_json::to_vec(spec)?)?;
         for (name, program) in [("program", program), ("true", program::succeed())] {
             fs::write(bin.join(name), program)?;
             fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
