@@ -17,6 +17,10 @@ pub const CLAIMS: &[Entry] = &[
         capabilities_are_exactly_the_bundles,
     ),
     (
+        "an_ambient_capability_that_cannot_be_is_told",
+        an_ambient_capability_that_cannot_be_is_told,
+    ),
+    (
         "an_ordinary_user_has_no_capabilities",
         an_ordinary_user_has_no_capabilities,
     ),
@@ -84,6 +88,25 @@ fn capabilities_are_exactly_the_bundles(fixture: &Fixture) -> Claim {
         expected,
         "capability sets"
     );
+    Ok(())
+}
+
+fn an_ambient_capability_that_cannot_be_is_told(fixture: &Fixture) -> Claim {
+    let given = json!(["CAP_CHOWN", "CAP_KILL"]);
+    let warned = "can't raise ambient capability CAP_KILL";
+    for (inheritable, is_told) in [(json!(["CAP_CHOWN"]), true), (json!([]), false)] {
+        let mut bundle = fixture.bundle()?;
+        bundle.spec["process"]["capabilities"] = json!({
+            "bounding": given, "effective": given, "permitted": given,
+            "inheritable": inheritable, "ambient": given,
+        });
+        bundle.script("grep ^CapAmb /proc/self/status");
+        let outcome = fixture.run(&bundle)?.success()?;
+        // CAP_CHOWN is bit 0.
+        let expected = format!("CapAmb:\t{:016x}\n", u64::from(is_told));
+        ensure_eq!(outcome.stdout, expected, "ambient capabilities");
+        ensure_eq!(outcome.stderr.contains(warned), is_told, "{outcome:?}");
+    }
     Ok(())
 }
 

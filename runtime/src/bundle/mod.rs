@@ -440,17 +440,24 @@ fn settle_process(process: &mut Value) {
     }
 }
 
-/// The kernel gives no ambient capability that is not permitted and inheritable too.
+/// The kernel gives no ambient capability that is not permitted and inheritable too. Clients that give nothing to inherit
+/// since CVE-2022-29162, and ask for ambient ones as before, mean that: only one that is left out of others is a mistake.
 fn warn_of_ambient(process: &Process) {
     let Some(sets) = process.capabilities() else {
         return;
     };
     let has = |set: &Option<Capabilities>, one| set.iter().flatten().any(|other| other == one);
+    let nothing_is_inheritable = sets.inheritable().iter().flatten().next().is_none();
     for one in sets.ambient().iter().flatten() {
-        if !has(sets.permitted(), one) || !has(sets.inheritable(), one) {
-            tracing::warn!(
-                "can't raise ambient capability CAP_{one}: it is not permitted and inheritable too"
-            );
+        if has(sets.permitted(), one) && has(sets.inheritable(), one) {
+            continue;
+        }
+        let text = "can't raise ambient capability";
+        let reason = "it is not permitted and inheritable too";
+        if nothing_is_inheritable {
+            tracing::debug!("{text} CAP_{one}: {reason}");
+        } else {
+            tracing::warn!("{text} CAP_{one}: {reason}");
         }
     }
 }
