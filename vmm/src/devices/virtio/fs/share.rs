@@ -34,6 +34,9 @@ use crate::devices::virtio::worker::STACK_SIZE;
 
 /// For how long the guest may believe what it knows of a share that only it changes.
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// For how long it may believe what it knows of a directory of another share, so that not each name on the way to a file
+/// is asked for twice: until the tick of its clock that follows the next one, which with our kernel is 20 ms at most.
+const DIRECTORY_TIMEOUT: Duration = Duration::from_millis(1);
 /// The longest extended attribute, and list of them, that Linux has.
 const MAX_XATTR: u32 = 64 << 10;
 /// The lists of permissions that a guest's kernel obeys.
@@ -215,11 +218,11 @@ impl SharedTree {
     }
 
     fn serve_with(root: &File, share: &Share, handles: bool) -> io::Result<Served> {
-        let (cache_policy, timeout) = match share.cache {
-            Cache::Always => (CachePolicy::Always, PRIVATE_TIMEOUT),
+        let (cache_policy, timeout, directory_timeout) = match share.cache {
+            Cache::Always => (CachePolicy::Always, PRIVATE_TIMEOUT, PRIVATE_TIMEOUT),
             // "Never" would forbid shared mappings. With "auto", no timeouts and AUTO_INVAL_DATA
             // the guest revalidates on each open and each read instead.
-            Cache::None => (CachePolicy::Auto, Duration::ZERO),
+            Cache::None => (CachePolicy::Auto, Duration::ZERO, DIRECTORY_TIMEOUT),
         };
         let inner = PassthroughFs::new(Config {
             root_dir: format!("/proc/self/fd/{}/.", root.as_raw_fd()),
@@ -228,6 +231,8 @@ impl SharedTree {
             cache_policy,
             attr_timeout: timeout,
             entry_timeout: timeout,
+            dir_attr_timeout: Some(directory_timeout),
+            dir_entry_timeout: Some(directory_timeout),
             inode_file_handles: handles,
             xattr: true,
             killpriv_v2: true,
@@ -681,8 +686,10 @@ impl FileSystem for SharedTree {
             | FsOptions::MAX_PAGES
             | FsOptions::PARALLEL_DIROPS
             | FsOptions::POSIX_ACL;
+        // Attributes come with a listing where the guest may keep them: always, since they cost the server nothing more.
+        options.remove(FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO);
         options |= match self.cache {
-            Cache::Always => FsOptions::CACHE_SYMLINKS,
+            Cache::Always => FsOptions::CACHE_SYMLINKS | FsOptions::DO_READDIRPLUS,
             Cache::None => FsOptions::AUTO_INVAL_DATA,
         };
         Ok(options)

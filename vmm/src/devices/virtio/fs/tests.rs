@@ -207,6 +207,8 @@ fn the_configuration_has_the_tag_and_the_number_of_queues() {
 #[test]
 fn init_offers_large_requests_and_no_writeback() {
     const AUTO_INVAL_DATA: u32 = 1 << 12;
+    const DO_READDIRPLUS: u32 = 1 << 13;
+    const READDIRPLUS_AUTO: u32 = 1 << 14;
     const WRITEBACK: u32 = 1 << 16;
     const NO_OPEN: u32 = 1 << 17;
     const POSIX_ACL: u32 = 1 << 20;
@@ -218,6 +220,8 @@ fn init_offers_large_requests_and_no_writeback() {
         assert_ne!(flags & KILLPRIV_V2, 0);
         assert_ne!(flags & POSIX_ACL, 0);
         assert_eq!(flags & AUTO_INVAL_DATA != 0, invalidates);
+        assert_eq!(flags & DO_READDIRPLUS != 0, !invalidates);
+        assert_eq!(flags & READDIRPLUS_AUTO, 0);
         assert_eq!(word(&answer, 20), 1 << 20);
     }
 }
