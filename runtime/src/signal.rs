@@ -5,10 +5,23 @@
 use std::fmt;
 use std::str::FromStr;
 
+use nix::sys::signal::SigSet;
+
 /// The highest signal number of Linux (`_NSIG`).
 const LAST: i32 = 64;
 /// The first real-time signal a program may use: the C library keeps 32 and 33 (glibc).
 const RTMIN: i32 = 34;
+
+/// All signals that a program may use. musl leaves [`RTMIN`] out of its own such set: it has a use for it in processes
+/// whose threads change users by musl, which ours do not.
+pub fn all() -> SigSet {
+    let mut set = *SigSet::all().as_ref();
+    // SAFETY: kernel ABI: a set begins with a bit for each signal, from 1; any bits are a valid set.
+    unsafe {
+        *(&raw mut set).cast::<u64>() |= 1 << (RTMIN - 1);
+        SigSet::from_sigset_t_unchecked(set)
+    }
+}
 
 const NAMES: &[(&str, i32)] = &[
     ("HUP", libc::SIGHUP),

@@ -268,7 +268,7 @@ fn directory(dir: &Path) -> Result<PathBuf, BundleError> {
     })
 }
 
-/// Reads a configuration that we wrote ourselves beside a state record.
+/// Reads a configuration without its bundle: one that we wrote ourselves beside a state record, or one to measure with.
 ///
 /// # Errors
 /// As [`Bundle::load`], but the root directory may be gone.

@@ -20,7 +20,7 @@ use oci_spec::runtime::{Box as ConsoleSize, BoxBuilder};
 
 use super::Error;
 use crate::process::PidFd;
-use crate::signal::Signal;
+use crate::signal::{self, Signal};
 
 nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, Winsize);
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
@@ -90,7 +90,7 @@ impl Foreground {
             operation: "take over signals",
             source: errno.into(),
         };
-        let mut forwarded = SigSet::all();
+        let mut forwarded = signal::all();
         for own in [
             // What a fault of our own raises, and what cannot be blocked.
             NixSignal::SIGSEGV,

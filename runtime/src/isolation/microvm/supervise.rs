@@ -27,7 +27,7 @@ use super::terminal::HostTerminal;
 /// # Errors
 /// The kernel's.
 pub fn catch_signals() -> io::Result<SignalFd> {
-    let mut caught = SigSet::all();
+    let mut caught = crate::signal::all();
     let own_faults = [
         Signal::SIGSEGV,
         Signal::SIGBUS,
